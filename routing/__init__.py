@@ -1,0 +1,1 @@
+"""How spans of a model are found, reached and chained."""

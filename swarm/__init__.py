@@ -1,0 +1,1 @@
+"""What people use: the client and the commands."""
