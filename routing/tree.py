@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 ROOT = 0
 """The empty root: above the first token, always committed."""
 
@@ -134,6 +137,20 @@ class TokenTree:
     def children(self, node: int) -> Iterator[Node]:
         """The open nodes right below a node."""
         return (child for child in self._open.values() if child.parent == node)
+
+    def ancestor_mask(self) -> NDArray[np.bool_]:
+        """bool [n, n] over the n open nodes in order: is the column's node the row's own or one above it?
+
+        The committed path is above all of them and is left out.
+        """
+        mask = np.zeros((len(self._open), len(self._open)), dtype=np.bool_)
+        row_of: dict[int, int] = {}
+        for row, node in enumerate(self._open.values()):
+            if node.parent in row_of:
+                mask[row] = mask[row_of[node.parent]]
+            mask[row, row] = True
+            row_of[node.id] = row
+        return mask
 
     def commit(self, node: int) -> list[int]:
         """Make the node the tip: keep the path to it and what hangs below it, drop the rest.
