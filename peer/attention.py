@@ -58,7 +58,7 @@ def tree_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    _attention_mask: Tensor | None,
     *,
     scaling: float,
     segments: Sequence[Segment],
@@ -74,7 +74,7 @@ def tree_attention(
         query: [1, heads, rows, head_dim].
         key: [1, kv_heads, rows, head_dim].
         value: [1, kv_heads, rows, head_dim].
-        attention_mask: always None: the segments have the masks.
+        _attention_mask: always None: the segments have the masks.
         scaling: of the products of queries and keys.
         segments: the sessions, in the order of their rows.
         sliding_window: positions that the block looks back, its own included.
@@ -128,7 +128,7 @@ def _plain_attention(
 
 
 def _no_mask(*_args: object, **_kwargs: object) -> None:
-    """transformers need not build a mask: the segments have theirs."""
+    """Tell transformers to build no mask: the segments have theirs."""
 
 
 AttentionInterface.register(NAME, tree_attention)

@@ -75,7 +75,7 @@ class KVCache:
         return self._data[layer, 1, :, : self.num_tokens]
 
     def keep(self, first: int, slots: Sequence[int]) -> None:
-        """From slot ``first`` on keep only ``slots``, in this order; they move up to ``first`` and follow each other."""
+        """From slot ``first`` on keep only ``slots``, in this order; they move up to ``first``."""
         if list(slots) != list(range(first, first + len(slots))):
             index = torch.tensor(slots, dtype=torch.long, device=self._device)
             self._data[:, :, :, first : first + len(slots)] = self._data.index_select(3, index)

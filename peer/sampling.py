@@ -72,5 +72,5 @@ def sample(logits: Logits, params: SamplingParams, position: int) -> int:
 def _normalised(scaled: NDArray[np.float64]) -> NDArray[np.float64]:
     """Log-softmax of numbers in falling order."""
     shifted = scaled - scaled[0]
-    total: np.float64 = np.exp(shifted).sum()
-    return shifted - np.log(total)
+    normalised: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return normalised

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -37,7 +37,7 @@ class SpanModel:
         self, folder: Path, span: Span, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> None:
         checkpoint = Checkpoint.open(folder)
-        self.num_blocks = checkpoint.num_blocks
+        self.num_blocks = checkpoint.config.num_blocks
         if not Span(0, self.num_blocks).covers(span):
             raise ConfigError(f"{folder} has the blocks 0:{self.num_blocks}; {span} is not among them")
         self.span = span
@@ -47,7 +47,7 @@ class SpanModel:
         self.is_last = span.end == self.num_blocks
         self._model = _cut_model(folder, span, self.num_blocks, dtype)
         _load_weights(self._model, checkpoint, span, dtype, self.device)
-        self._base = cast(nn.Module, self._model.model)
+        self._base: Any = self._model.model
         self._base.rotary_emb = type(self._base.rotary_emb)(config=self._model.config).to(self.device)
         self._model.eval()
         config = self._model.config

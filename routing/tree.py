@@ -139,7 +139,7 @@ class TokenTree:
         return (child for child in self._open.values() if child.parent == node)
 
     def ancestor_mask(self) -> NDArray[np.bool_]:
-        """bool [n, n] over the n open nodes in order: is the column's node the row's own or one above it?
+        """Who is above whom: bool [n, n] over the n open nodes in order, true where the column is the row or above it.
 
         The committed path is above all of them and is left out.
         """

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from routing.domain import Span
+from routing.domain import Hop, ModelId, PeerId, Route, SamplingParams, Span
 
 
 def test_a_span_is_read_as_it_is_written() -> None:
@@ -42,3 +42,43 @@ def test_missing_blocks_are_named_between_before_and_after_the_served_ones() -> 
     assert Span(0, 30).missing([]) == (Span(0, 30),)
     assert Span(0, 30).missing([Span(10, 30), Span(0, 10)]) == ()
     assert Span(10, 20).missing([Span(0, 12), Span(18, 40), Span(50, 60)]) == (Span(12, 18),)
+
+
+def test_a_route_must_chain_from_block_0() -> None:
+    a, b = Hop(PeerId("a" * 20), Span(0, 2)), Hop(PeerId("b" * 20), Span(2, 6))
+    assert Route((a, b)).num_blocks == 6
+    assert str(Route((a, b))) == "0:2 at ..aaaaaa, 2:6 at ..bbbbbb"
+    for hops in ((b,), (a, a), ()):
+        with pytest.raises(ValueError, match="route"):
+            Route(hops)
+
+
+def test_a_model_identity_survives_being_written_and_read() -> None:
+    model = ModelId("smollm2-135m-instruct", "0123abcd", "89abcdef")
+    assert ModelId.parse(str(model)) == model
+    for wrong in (
+        "",
+        "name",
+        "Name@0123abcd-89abcdef",
+        "name@0123abcd",
+        "name@0123abcd-89abcdeg",
+        "a" * 99 + str(model),
+    ):
+        with pytest.raises(ValueError, match="no model identity"):
+            ModelId.parse(wrong)
+
+
+@pytest.mark.parametrize(
+    ("params", "named"),
+    [
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_k": -1}, "top-k"),
+        ({"top_p": 0.0}, "top-p"),
+        ({"top_p": 1.1}, "top-p"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_sampling_out_of_range_is_refused_by_name(params: dict[str, float], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        SamplingParams(**params)  # type: ignore[arg-type]
