@@ -18,7 +18,8 @@ class KVCache:
     """Grows as it is used, up to the tokens that the session was granted.
 
     Args:
-        num_layers: blocks of the span.
+        first_layer: of the blocks that the session uses, as the attention modules count them.
+        num_layers: how many it uses.
         num_kv_heads: of each block.
         head_dim: numbers in a key or value of one head.
         max_tokens: slots that may ever be used at once.
@@ -28,6 +29,7 @@ class KVCache:
 
     def __init__(
         self,
+        first_layer: int,
         num_layers: int,
         num_kv_heads: int,
         head_dim: int,
@@ -37,6 +39,7 @@ class KVCache:
     ) -> None:
         self.max_tokens = max_tokens
         self.num_tokens = 0
+        self._first_layer = first_layer
         self._dtype = dtype
         self._device = device
         self._shape = (num_layers, 2, num_kv_heads, 0, head_dim)
@@ -63,16 +66,17 @@ class KVCache:
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Fill the last slots of a layer. Both [kv_heads, rows, head_dim]; rows is at most what was reserved."""
         first = self.num_tokens - keys.shape[1]
-        self._data[layer, 0, :, first : self.num_tokens] = keys
-        self._data[layer, 1, :, first : self.num_tokens] = values
+        own = self._data[layer - self._first_layer]
+        own[0, :, first : self.num_tokens] = keys
+        own[1, :, first : self.num_tokens] = values
 
     def keys(self, layer: int) -> Tensor:
         """[kv_heads, num_tokens, head_dim]; a view."""
-        return self._data[layer, 0, :, : self.num_tokens]
+        return self._data[layer - self._first_layer, 0, :, : self.num_tokens]
 
     def values(self, layer: int) -> Tensor:
         """[kv_heads, num_tokens, head_dim]; a view."""
-        return self._data[layer, 1, :, : self.num_tokens]
+        return self._data[layer - self._first_layer, 1, :, : self.num_tokens]
 
     def keep(self, first: int, slots: Sequence[int]) -> None:
         """From slot ``first`` on keep only ``slots``, in this order; they move up to ``first``."""

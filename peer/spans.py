@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -54,11 +55,46 @@ class SpanModel:
         self.hidden_size = int(config.hidden_size)
         self.vocab_size = int(config.vocab_size)
         self._num_kv_heads = int(config.num_key_value_heads)
+        self._first_layer = 0  # as the attention modules count: from the first block that is loaded
         self._head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+    def part(self, span: Span) -> SpanModel:
+        """Some of this span's blocks as a span of their own; it shares the weights.
+
+        Raises:
+            ConfigError: they are not all here.
+        """
+        if not self.span.covers(span):
+            raise ConfigError(f"the blocks {span} are not all in {self.span}")
+        first = span.start - self.span.start
+        part = copy.copy(self)
+        part.span = span
+        part.is_first = span.start == 0
+        part.is_last = span.end == self.num_blocks
+        part._first_layer = self._first_layer + first
+        base = copy.copy(self._base)
+        base._modules = dict(self._base._modules)
+        base.layers = nn.ModuleList(list(self._base.layers)[first : first + len(span)])
+        base.config = copy.copy(self._base.config)
+        base.config.num_hidden_layers = len(span)
+        if getattr(base.config, "layer_types", None):
+            base.config.layer_types = base.config.layer_types[first : first + len(span)]
+        if not part.is_last:
+            base.norm = nn.Identity()
+        part._base = base
+        return part
 
     def new_cache(self, max_tokens: int) -> KVCache:
         """An empty cache for one session."""
-        return KVCache(len(self.span), self._num_kv_heads, self._head_dim, max_tokens, self.dtype, self.device)
+        return KVCache(
+            self._first_layer,
+            len(self.span),
+            self._num_kv_heads,
+            self._head_dim,
+            max_tokens,
+            self.dtype,
+            self.device,
+        )
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids, int64 [rows], as input rows [rows, hidden]. Only the first span can."""

@@ -130,6 +130,18 @@ def test_two_sessions_in_one_pass_equal_each_of_them_alone(folder: Path) -> None
     assert generate([0, 1]) == [*generate([0]), *generate([1])]
 
 
+def test_parts_of_a_span_run_as_spans_of_their_own(folder: Path) -> None:
+    chain = Chain(folder, [0, 6])
+    whole = chain.engines[0].model
+    chain.engines = [Engine(whole.part(Span(0, 2))), Engine(whole.part(Span(2, 5))), Engine(whole.part(Span(5, 6)))]
+    sessions = chain.open()
+    [outcome] = chain.run([(sessions, 0, len(PROMPT), chain_of(PROMPT, 1, 0))])
+    assert outcome.walk is not None
+    assert [outcome.walk.next_token] == greedy(plain(folder), PROMPT, 1)
+    with pytest.raises(ConfigError, match=r"not all in 0:2"):
+        whole.part(Span(0, 2)).part(Span(1, 3))
+
+
 def test_a_session_longer_than_granted_is_refused(folder: Path) -> None:
     session = Chain(folder, [0, 6]).open(max_tokens=8)[0]
     with pytest.raises(ValueError, match="longer than the 8 tokens"):

@@ -21,7 +21,7 @@ LAYERS, HEADS, DIM, MAX_TOKENS = 2, 3, 2, 40
 class CacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        cache = KVCache(LAYERS, HEADS, DIM, MAX_TOKENS, torch.float32, torch.device("cpu"))
+        cache = KVCache(3, LAYERS, HEADS, DIM, MAX_TOKENS, torch.float32, torch.device("cpu"))
         self.session = Session(cache, SamplingParams(), TokenTree())
         self.next_id = 1
 
@@ -52,17 +52,17 @@ class CacheMachine(RuleBasedStateMachine):
         cache.reserve(len(nodes))
         for layer in range(LAYERS):
             value = torch.tensor([[[node.id + 1000 * layer] * DIM for node in nodes]] * HEADS, dtype=torch.float32)
-            cache.write(layer, value, -value)
+            cache.write(3 + layer, value, -value)
 
     @invariant()
     def every_slot_holds_its_node(self) -> None:
         tree, cache = self.session.tree, self.session.cache
         assert cache.num_tokens == tree.num_committed + len(tree.open_nodes)
         for layer in range(LAYERS):
-            keys = cast(list[float], cache.keys(layer)[0, :, 0].tolist())
+            keys = cast(list[float], cache.keys(3 + layer)[0, :, 0].tolist())
             ids = [int(key) - 1000 * layer for key in keys]
             assert ids == [*tree._path, *(node.id for node in tree.open_nodes)]
-            assert torch.equal(cache.values(layer), -cache.keys(layer))
+            assert torch.equal(cache.values(3 + layer), -cache.keys(3 + layer))
 
 
 TestCache = CacheMachine.TestCase
@@ -70,7 +70,7 @@ TestCache = CacheMachine.TestCase
 
 def test_growing_keeps_what_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kv_cache, "FIRST_TOKENS", 2)
-    cache = KVCache(1, 1, 1, 100, torch.float32, torch.device("cpu"))
+    cache = KVCache(0, 1, 1, 1, 100, torch.float32, torch.device("cpu"))
     for value in range(100):
         cache.reserve(1)
         cache.write(0, torch.full((1, 1, 1), value), torch.full((1, 1, 1), value))

@@ -1,0 +1,185 @@
+"""The public API: text through a swarm. The driver; every decision is made elsewhere.
+
+    async with await SwarmClient.connect("smollm2-135m-instruct", initial_peers=[...]) as client:
+        async with await client.open(max_tokens=500) as conversation:
+            async for tokens in conversation.ask(prompt_tokens, max_tokens=100):
+                ...
+
+Imports neither torch nor transformers; connecting loads torch, because hivemind does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from routing.domain import ModelId, PeerId, PeerRecord, PeerState, Route, SamplingParams, Span
+from routing.errors import ConfigError, NotAuthorized, PeerError, WireError
+from routing.planner import best_route
+from routing.transport import Directory, Transport
+from routing.wire import PROTOCOL_VERSION
+from swarm.chain import Chain
+from swarm.conversation import Conversation
+from swarm.drafting import NGramProposer, Proposer
+from swarm.links import Links
+from swarm.session import Session
+from swarm.speculation import MAX_TREE, Speculation
+
+log = logging.getLogger(__name__)
+
+PING_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    """What a client knows of a model without any weights.
+
+    Attributes:
+        name: what people call it.
+        config: 8 hex digits over its config.json and tokenizer.json.
+    """
+
+    name: str
+    config: str
+
+
+class SwarmClient:
+    """Finds routes and opens conversations on them. Close it, or use it as a context.
+
+    Args:
+        model: what to talk to.
+        transport: how peers are dialled; closed with the client.
+        directory: where they are found.
+    """
+
+    def __init__(self, model: ModelName, transport: Transport, directory: Directory) -> None:
+        self.model = model
+        self.links = Links(transport)
+        self._transport = transport
+        self._directory = directory
+
+    @classmethod
+    async def connect(cls, model: ModelName, initial_peers: Sequence[str], *, delay_seconds: float = 0.0) -> Self:
+        """Join the swarm that these peers belong to, as a client that serves nothing.
+
+        Args:
+            model: what to talk to.
+            initial_peers: multiaddrs that end in /p2p/ID.
+            delay_seconds: hold back everything that is sent for so long; to try out long lines.
+
+        Raises:
+            SwarmError: none of the peers answers.
+        """
+        from routing.identity import Identity
+        from routing.p2p import P2PNode
+
+        node = await P2PNode.create(
+            Identity.generate(), initial_peers=initial_peers, client_only=True, delay_seconds=delay_seconds
+        )
+        return cls(model, node, node)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End every link and leave the swarm."""
+        await self.links.close()
+        await self._transport.close()
+
+    async def peers(self) -> tuple[ModelId | None, list[PeerRecord]]:
+        """The best served variant of the model, and the records of its peers in the order of their spans.
+
+        Raises:
+            ConfigError: the swarm has a model of this name, but not with our config or tokenizer.
+        """
+        found = await self._directory.lookup(self.model.name)
+        ours = [record for record in found if record.model.config == self.model.config]
+        if found and not ours:
+            others = ", ".join(sorted({str(record.model) for record in found}))
+            raise ConfigError(
+                f"this swarm serves {others}, and our files of {self.model.name} have the config {self.model.config}: "
+                "use the model folder that its peers use"
+            )
+        variants: dict[ModelId, list[PeerRecord]] = {}
+        for record in ours:
+            variants.setdefault(record.model, []).append(record)
+        if not variants:
+            return None, []
+
+        def merit(model: ModelId) -> tuple[int, int, ModelId]:
+            records = variants[model]
+            missing = Span(0, records[0].num_blocks).missing(record.span for record in records)
+            return -sum(map(len, missing)), len(records), model
+
+        best = max(variants, key=merit)
+        return best, sorted(variants[best], key=lambda record: (record.span, record.peer))
+
+    async def find_route(self, num_rows: int = 1) -> tuple[ModelId, Route]:
+        """The best route now, by measured round trips and what the peers say of themselves.
+
+        Raises:
+            NoRoute: some blocks are served by nobody who answers.
+            ConfigError: the swarm serves another model.
+        """
+        model, records = await self.peers()
+        if model is None:
+            raise ConfigError(
+                f"no peer of this swarm serves {self.model.name}: start one with `swarm serve MODEL`, "
+                "or check --initial-peers"
+            )
+        usable = [r for r in records if r.state is PeerState.ONLINE and r.protocol == PROTOCOL_VERSION]
+        seconds = dict(zip([r.peer for r in usable], await asyncio.gather(*map(self._rtt, usable)), strict=True))
+        one_way = {peer: rtt / 2 for peer, rtt in seconds.items() if rtt is not None}
+
+        def latency(here: PeerId | None, there: PeerId | None) -> float:
+            ends = [one_way[peer] for peer in (here, there) if peer is not None]
+            return sum(ends) / len(ends)
+
+        reached = [record for record in usable if record.peer in one_way]
+        route = best_route(reached or records[:0], records[0].num_blocks, latency, num_rows)
+        log.info("route: %s", route)
+        return model, route
+
+    async def open(
+        self,
+        max_tokens: int,
+        params: SamplingParams | None = None,
+        *,
+        speculation: Speculation | None = None,
+        proposer: Proposer | None = None,
+    ) -> Conversation:
+        """Open a conversation of at most so many tokens, questions and answers together.
+
+        Args:
+            max_tokens: the hops keep so much KV cache for it.
+            params: how tokens are drawn; greedily by default.
+            speculation: how many drafts to send; by measurement by default.
+            proposer: what drafts; n-grams of the text by default.
+
+        Raises:
+            NoRoute: some blocks are served by nobody.
+            PeerError, ConfigError: a hop can't or does not want to.
+        """
+        model, route = await self.find_route()
+        chain = await Chain.open(self.links, str(model), route, max_tokens + 2 * MAX_TREE, params or SamplingParams())
+        return Conversation(
+            chain, Session(max_tokens), speculation or Speculation(), proposer or NGramProposer(), self.links
+        )
+
+    async def _rtt(self, record: PeerRecord) -> float | None:
+        """Seconds of a round trip, or None if the peer does not answer."""
+        try:
+            link = await self.links.get(record.peer, record.addresses, PING_SECONDS)
+            return (await link.ping(PING_SECONDS))[1]
+        except (PeerError, WireError, NotAuthorized) as error:
+            log.info("%s", error)
+            return None
