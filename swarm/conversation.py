@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, assert_never
@@ -117,7 +117,7 @@ class Conversation:
 
     async def ask(
         self, tokens: Sequence[int], max_tokens: int, stop_tokens: frozenset[int] = frozenset()
-    ) -> AsyncIterator[tuple[int, ...]]:
+    ) -> AsyncGenerator[tuple[int, ...]]:
         """Add tokens to the text, then yield the answer as it comes, a stop token included.
 
         Raises:
@@ -161,8 +161,8 @@ class Conversation:
             match self._commands.popleft():
                 case SendWave() as wave:
                     self._send(wave)
-                case Propose(max_nodes):
-                    self._propose(max_nodes)
+                case Propose(max_depth):
+                    self._propose(max_depth)
                 case Emit(tokens, num_accepted):
                     self._learn(tokens, num_accepted)
                     return tokens
@@ -188,10 +188,10 @@ class Conversation:
         is_round = wave.start == wave.nodes[0].id
         self._round = (wave.wave, len(wave.nodes) - 1 if is_round else -1, asyncio.get_running_loop().time())
 
-    def _propose(self, max_nodes: int) -> None:
+    def _propose(self, max_depth: int) -> None:
         if self._session.phase is not Phase.DRAFTING:
             return  # stopped meanwhile
-        self._draft = self._proposer.propose(min(self._speculation.max_nodes, max_nodes))
+        self._draft = self._proposer.propose(self._speculation.max_nodes, max_depth)
         sent = self._speculation.cut(self._draft)
         self.stats.num_drafted += len(sent)
         self._commands.extend(self._session.handle(Drafted(sent)))

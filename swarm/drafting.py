@@ -43,8 +43,8 @@ class Proposer(Protocol):
     def extend(self, tokens: Sequence[int]) -> None:
         """The text has grown by these tokens."""
 
-    def propose(self, max_nodes: int) -> Draft:
-        """At most so many nodes to follow the text."""
+    def propose(self, max_nodes: int, max_depth: int) -> Draft:
+        """At most so many nodes to follow the text, on paths of at most ``max_depth``."""
 
     def learn(self, draft: Draft, tokens: Sequence[int]) -> None:
         """``tokens`` is what followed the text for which ``draft`` was made, sent or not."""
@@ -79,10 +79,11 @@ class NGramProposer:
             for length in range(1, min(MAX_MATCH, end) + 1):
                 self._places[tuple(self._text[end - length :])].append(end)
 
-    def propose(self, max_nodes: int) -> Draft:
-        """At most so many nodes to follow the text."""
+    def propose(self, max_nodes: int, max_depth: int) -> Draft:
+        """At most so many nodes to follow the text, on paths of at most ``max_depth``."""
         draft: list[DraftNode] = []
         children: dict[tuple[int, int], int] = {}  # (parent, token) -> index
+        depths: list[int] = []
         waiting: list[tuple[float, int, int, int, int]] = []  # -reach, order, parent, place, length of the match
         for order, (place, length) in enumerate(self._matches()):
             heapq.heappush(waiting, (-self._chance(length) * 0.5 ** min(order, 8), order, PENDING, place, length))
@@ -91,11 +92,15 @@ class NGramProposer:
             negative, _, parent, place, length = heapq.heappop(waiting)
             if -negative < MIN_REACH:
                 break
+            depth = 1 if parent == PENDING else depths[parent] + 1
+            if depth > max_depth:
+                continue
             token = self._text[place]
             node = children.get((parent, token))
             if node is None:
                 node = children[parent, token] = len(draft)
                 draft.append(DraftNode(parent, token, -negative, length))
+                depths.append(depth)
             if place + 1 < len(self._text):
                 longer = min(length + 1, MAX_MATCH)
                 reach = min(-negative, draft[node].reach) * self._chance(longer)
@@ -140,7 +145,7 @@ class NoProposer:
     def extend(self, tokens: Sequence[int]) -> None:
         """Nothing to remember."""
 
-    def propose(self, max_nodes: int) -> Draft:  # noqa: ARG002
+    def propose(self, max_nodes: int, max_depth: int) -> Draft:  # noqa: ARG002
         """An empty draft."""
         return ()
 

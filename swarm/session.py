@@ -111,9 +111,9 @@ class Emit:
 
 @dataclass(frozen=True, slots=True)
 class Propose:
-    """Draft what may follow, and say ``Drafted``; at most ``max_nodes``, more could not be emitted."""
+    """Draft what may follow, and say ``Drafted``; what lies deeper than ``max_depth`` could not be emitted."""
 
-    max_nodes: int
+    max_depth: int
 
 
 @dataclass(frozen=True, slots=True)
