@@ -69,10 +69,10 @@ def test_an_output_matrix_unties_the_embeddings(tmp_path: Path) -> None:
 def test_the_tokenizer_splits_digits_merges_and_knows_control_tokens(tmp_path: Path) -> None:
     folder = imported(write_gguf(tmp_path / "tiny.gguf"))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    encoding = tokenizer.encode("<|im_start|>hello hello12<|im_end|>")
-    assert encoding.tokens == ["<|im_start|>", "hello", "Ġhello", "1", "2", "<|im_end|>"]
+    encoding = tokenizer.encode("<|im_start|>hello hello12 1<|im_end|>")
+    assert encoding.tokens == ["<|im_start|>", "hello", "Ġhello", "1", "2", "Ġ", "1", "<|im_end|>"]
     assert encoding.ids == [TOKENS.index(token) for token in encoding.tokens]
-    assert tokenizer.decode(encoding.ids) == "hello hello12"
+    assert tokenizer.decode(encoding.ids) == "hello hello12 1"
     assert tokenizer.decode(tokenizer.encode("çà 水 🙂\n").ids) == "çà 水 🙂\n"
 
 

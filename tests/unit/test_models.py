@@ -97,6 +97,7 @@ def test_two_ggufs_of_one_name_get_two_folders(tmp_path: Path) -> None:
     for parent in ("one", "two"):
         (tmp_path / parent).mkdir()
         path = write_gguf(tmp_path / parent / "tiny.gguf")
+        os.utime(path, ns=(0, 0))
         folders.append(resolve(str(path), tmp_path / "cache", silent).path)
     assert folders[0] != folders[1]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers
 
@@ -87,6 +87,7 @@ def test_pushes_add_up_to_what_decode_gives_for_any_tokens(
 
 
 @given(tokens=st.lists(st.integers(0, len(TOKENS) + 5)))
+@example(tokens=[len(TOKENS)])  # an added token that is written as it is
 def test_any_tokens_give_the_text_that_the_library_gives(tokens: list[int]) -> None:
     library = byte_level()
     assert Tokenizer(library, frozenset(), Path()).decode(tokens) == library.decode(tokens)
@@ -97,6 +98,12 @@ def test_a_metaspace_decoder_drops_the_first_space_as_the_library_does(scheme: s
     library = sentencepiece(decoders.Metaspace("▁", scheme))
     tokens = library.encode("hello  hello ").ids
     assert Tokenizer(library, frozenset(), Path()).decode(tokens) == library.decode(tokens)
+
+
+def test_only_the_first_space_of_a_text_is_dropped() -> None:
+    loaded = Tokenizer(llama_2(), frozenset(), Path())
+    stream = loaded.stream()
+    assert [stream.push([token]) for token in loaded.encode("o o")] == ["", "o", " ", "o"]
 
 
 def test_a_character_in_pieces_waits_for_its_last_one(chat: Tokenizer) -> None:

@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 NUM_BLOCKS, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, HIDDEN, INNER = 2, 4, 2, 8, 32, 8
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-MERGES = ["h e", "l l", "he ll", "hell o", "Ġ hello", "Ċ Ċ"]
+MERGES = ["h e", "l l", "he ll", "hell o", "Ġ hello", "Ċ Ċ", "Ġ 1"]  # the last one never happens: digits stand alone
 TOKENS = [*CONTROL, *sorted(ByteLevel.alphabet()), *(merge.replace(" ", "") for merge in MERGES)]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
