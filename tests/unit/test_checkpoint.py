@@ -67,11 +67,7 @@ def test_a_block_weighs_its_elements_in_the_width_they_are_held_in(tmp_path: Pat
         (True, False, True, 88),
         (True, True, True, 168),
         (False, True, False, 80),
-<<<<<<< HEAD
-        (False, False, True, 88),
-=======
         (False, False, True, 104),
->>>>>>> models
     ],
 )
 def test_the_ends_weigh_embedding_norm_and_head(
@@ -81,8 +77,6 @@ def test_the_ends_weigh_embedding_norm_and_head(
     assert checkpoint.end_bytes(first, last, element_bytes=2) == elements * 2
 
 
-<<<<<<< HEAD
-=======
 def test_an_embedding_inside_a_block_is_part_of_the_block(tmp_path: Path) -> None:
     extra = {"model.layers.1.embed_tokens.weight": ("F32", (10, 8), None)}
     write_safetensors(tmp_path / "model.safetensors", ends() | block(1) | extra)
@@ -91,7 +85,6 @@ def test_an_embedding_inside_a_block_is_part_of_the_block(tmp_path: Path) -> Non
     assert checkpoint.block_bytes(1, 1) == 96 + 80
 
 
->>>>>>> models
 def test_keys_and_values_of_a_token_take_two_rows_of_kv_heads_a_block(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write_model(tmp_path))
     assert checkpoint.kv_bytes_per_token(num_blocks=3, element_bytes=4) == 2 * 3 * (2 * 2) * 4

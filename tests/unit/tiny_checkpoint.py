@@ -50,13 +50,8 @@ def block(number: int, dtype: str = "F32") -> dict[str, tuple[str, tuple[int, ..
 
 
 def ends(is_tied: bool = True) -> dict[str, tuple[str, tuple[int, ...], bytes | None]]:
-<<<<<<< HEAD
-    """Embedding 10 x 8, final norm 8, head 10 x 8 unless tied."""
-    head: dict[str, tuple[str, tuple[int, ...], bytes | None]] = {"lm_head.weight": ("F32", (10, 8), None)}
-=======
     """Embedding 10 x 8, final norm 8, head 12 x 8 unless tied."""
     head: dict[str, tuple[str, tuple[int, ...], bytes | None]] = {"lm_head.weight": ("F32", (12, 8), None)}
->>>>>>> models
     return {
         "model.embed_tokens.weight": ("F32", (10, 8), None),
         "model.norm.weight": ("F32", (8,), None),
