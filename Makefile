@@ -24,6 +24,7 @@ check: install
 	$(BIN)/python -m pytest tests/unit tests/property
 
 test: check
+	$(BIN)/python -m pytest tests/e2e
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

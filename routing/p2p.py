@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,9 +27,10 @@ from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.timed_storage import get_dht_time
 
 from routing.addresses import check_announce, check_listen, is_loopback, split_peer
-from routing.domain import ModelId, PeerId, PeerRecord, short
+from routing.domain import ModelId, PeerId, PeerRecord
 from routing.errors import ConfigError, PeerUnreachable, SwarmError
 from routing.identity import Identity
+from routing.links import Links
 from routing.records import MODELS_KEY, keys_of, model_key, read, refusal
 from routing.streams import MessageStream
 from routing.transport import StreamHandler
@@ -59,11 +61,8 @@ class P2PNode:
         self._daemon = daemon
         self._dht = dht
         self._addresses = tuple(announce) or daemon.addresses
-        self._delay_seconds = delay_seconds
-        self._handler: StreamHandler | None = None
+        self._links = Links(_introduced, delay_seconds)
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._dialled: dict[MessageStream, asyncio.StreamWriter] = {}
         self._closing: asyncio.Task[None] | None = None
 
     @classmethod
@@ -100,6 +99,8 @@ class P2PNode:
         listen = () if client_only else tuple(map(check_listen, listen))
         announce = tuple(map(check_announce, announce))
         peers = list(map(split_peer, initial_peers))
+        for address in listen:
+            _check_free(address)
         daemon = await _Daemon.start(identity, listen, announce, startup_seconds)
         try:
             dht = await DHTNode.create(
@@ -158,16 +159,9 @@ class P2PNode:
             await self._dial(peer, addresses)
             opening = p2pd_pb2.StreamOpenRequest(peer=_id_bytes(peer), proto=[PROTOCOL], timeout=DIAL_SECONDS)
             request = p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=opening)
-            reader, writer = await self._daemon.ask(request)
+            return self._links.dialled(peer, *await self._daemon.ask(request))
         except _GONE as error:
             raise PeerUnreachable(peer, f"can't be dialled ({_reason(error)})") from error
-        if self._closing is not None:
-            writer.close()
-            raise PeerUnreachable(peer, "can't be dialled (this node is closing)")
-        stream = MessageStream(peer, reader, writer, delay_seconds=self._delay_seconds)
-        self._dialled = {old: its for old, its in self._dialled.items() if not its.is_closing()}
-        self._dialled[stream] = writer
-        return stream
 
     async def serve(self, handler: StreamHandler) -> None:
         """From now on give every stream that others open to ``handler``.
@@ -175,11 +169,11 @@ class P2PNode:
         Raises:
             SwarmError: the libp2p daemon has ended.
         """
-        self._handler = handler
+        self._links.handler = handler
         if self._server is not None:
             return
         path = self._daemon.folder / "in.sock"
-        self._server = await asyncio.start_unix_server(self._accept, path, limit=_READ_LIMIT_BYTES)
+        self._server = await asyncio.start_unix_server(self._links.accept, path, limit=_READ_LIMIT_BYTES)
         address = Multiaddr(f"/unix{path}").to_bytes()
         request = p2pd_pb2.Request(
             type=p2pd_pb2.Request.STREAM_HANDLER,
@@ -288,33 +282,6 @@ class P2PNode:
         _, writer = await self._daemon.ask(p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=where))
         await _end(writer)
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(reader, writer), name="stream from a peer")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: writer.transport.abort())  # also if it never began
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One stream that a peer opened, to its end."""
-        info = p2pd_pb2.StreamInfo()
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await read_pbmsg_safe(reader, info)
-        except (OSError, EOFError, TimeoutError):
-            await _end(writer)
-            return
-        remote = PeerId(PeerID(info.peer).to_base58())
-        stream = MessageStream(remote, reader, writer, delay_seconds=self._delay_seconds)
-        assert self._handler is not None  # noqa: S101
-        try:
-            await self._handler(stream)
-        except SwarmError as error:
-            logger.info("stream from %s: ended: %s", short(remote), error)
-        except Exception:
-            logger.exception("stream from %s: ended by a mistake of ours", short(remote))
-        finally:
-            await stream.close()
-
     def _check_alive(self) -> None:
         if self._closing is not None or self._daemon.ended.done():
             raise SwarmError("this node has no libp2p daemon any more: start it again")
@@ -336,13 +303,7 @@ class P2PNode:
         """Streams first, then the DHT, which still talks to the daemon, then the daemon."""
         if self._server is not None:
             self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        await asyncio.gather(*(stream.close() for stream in self._dialled))
-        for writer in self._dialled.values():
-            writer.transport.abort()
+        await self._links.close()
         if not self._daemon.ended.done():
             ending = asyncio.create_task(self._dht.shutdown())
             await asyncio.wait([ending, self._daemon.ended], timeout=STOP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -526,10 +487,37 @@ class _NoStorage(DHTLocalStorage):  # type: ignore[misc]
         return False
 
 
+def _check_free(address: str) -> None:
+    """Refuse a TCP port that another program listens at: libp2p would share it, and each get half of the streams.
+
+    Raises:
+        ConfigError: somebody listens there, or nobody may.
+    """
+    place = Multiaddr(address)
+    family, name = (socket.AF_INET, "ip4") if "ip4" in place else (socket.AF_INET6, "ip6")
+    if "tcp" not in place or place["tcp"] == "0":
+        return
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was in use a moment ago is free
+        try:
+            probe.bind((place[name], int(place["tcp"])))
+        except OSError as error:
+            raise ConfigError(
+                f"can't listen at {address}: {error.strerror}: choose another port, 0 for any free one"
+            ) from None
+
+
 async def _end(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
+
+
+async def _introduced(reader: asyncio.StreamReader) -> PeerId:
+    """Who opened a stream: the daemon says it first of all, and has proved it."""
+    info = p2pd_pb2.StreamInfo()
+    await read_pbmsg_safe(reader, info)
+    return PeerId(PeerID(info.peer).to_base58())
 
 
 def _id_bytes(peer: PeerId) -> bytes:

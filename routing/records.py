@@ -10,6 +10,7 @@ drop another's record: a check by the readers alone would not stop that.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 
 import msgspec
@@ -63,7 +64,7 @@ def refusal(key: bytes, subkey: bytes, value: bytes, expiry: float) -> str | Non
         return "its subkey is not the peer that signed it"
     if key not in map(key_id, keys_of(record.model)):
         return "it lies under another model's key"
-    if expiry != record.expiry:
+    if expiry != record.expiry or not math.isfinite(expiry):
         return f"it would be kept until {expiry}, signed was {record.expiry}"
     return None
 

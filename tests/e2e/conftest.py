@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-_MARK = f"SPECSWARM_TEST={uuid.uuid4().hex}"
-os.environ.update([_MARK.split("=")])
+os.environ["SPECSWARM_TEST"] = uuid.uuid4().hex
+_MARK = f"SPECSWARM_TEST={os.environ['SPECSWARM_TEST']}"
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from routing.identity import Identity
 from routing.p2p import P2PNode, get_dht_time
 from routing.records import MODELS_KEY, key_id, model_key
 from routing.streams import MessageStream
+from routing.transport import Directory
 from routing.wire import Close, Fault, Ping, Pong, Rows, Wave
 
 pytestmark = [
@@ -243,9 +244,11 @@ async def test_records_are_found_until_their_goodbye(start: NodeFactory) -> None
     records = [record_of(peer) for peer in peers[:2]] + [record_of(peers[2], model=other)]
     for peer, record in zip(peers, records, strict=True):
         await peer.publish(record)
+    directories: list[Directory] = [bootstrap, *peers]
+    for directory in directories:
+        assert await directory.lookup("nobody") == []
     for node in (bootstrap, *peers):
         assert await node.lookup("tiny") == sorted(records[:2], key=lambda record: record.peer)
-        assert await node.lookup("nobody") == []
         assert await node.models() == {MODEL, other}
     await peers[0].publish(replace(records[0], state=PeerState.GONE, expiry=records[0].expiry + 1, sequence=2))
     for node in (bootstrap, *peers):
@@ -261,7 +264,8 @@ async def test_a_forged_record_is_refused_by_every_node_and_the_honest_one_stays
         return lambda: num_bad.update({name: num_bad[name] + 1})
 
     bootstrap = await start(records_bad=counter("bootstrap"))
-    peer = await start(records_bad=counter("peer"), initial_peers=bootstrap.join_addresses)
+    owner = Identity.generate()
+    peer = await start(owner, records_bad=counter("peer"), initial_peers=bootstrap.join_addresses)
     third = await start(records_bad=counter("third"), initial_peers=bootstrap.join_addresses)
     stranger_identity = Identity.generate()
     stranger = await start(stranger_identity, initial_peers=bootstrap.join_addresses)
@@ -272,7 +276,9 @@ async def test_a_forged_record_is_refused_by_every_node_and_the_honest_one_stays
     protocol, dumps = stranger._dht.protocol, stranger._dht.protocol.serializer.dumps
     own = record_of(stranger)
     own_signed, later = stranger_identity.sign(own), honest.expiry + 100
-    honest_signed = (await stranger._values(model_key("tiny")))[peer.peer_id]
+    honest_signed = owner.sign(honest)
+    old = replace(honest, expiry=honest.expiry - 100)
+    old_signed = owner.sign(old)
     claimed = stranger_identity.sign(own).replace(stranger.peer_id.encode(), peer.peer_id.encode())
     whole = DictionaryDHTValue()
     whole.store(peer.peer_id, dumps(own_signed), later)
@@ -300,10 +306,10 @@ async def test_a_forged_record_is_refused_by_every_node_and_the_honest_one_stays
                 assert stored == [False], (what, in_cache)
         # What would be a good record must not get into a cache, where it would hide all others.
         assert await protocol.call_store(remote, [key], [dumps(own_signed)], [own.expiry], [own.peer], True) == [False]
-        # An old record again, which would end the new one's life early.
-        assert await protocol.call_store(remote, [key], [dumps(honest_signed)], [honest.expiry], [peer.peer_id]) == [
-            False
-        ]
+        # The peer's own older record again: the newer one must not die with it.
+        assert await protocol.call_store(remote, [key], [dumps(old_signed)], [old.expiry], [old.peer]) == [False]
+        kept = node._dht.protocol.storage.get(key).value
+        assert kept.key_to_heap[peer.peer_id].expiration_time == kept.get(peer.peer_id).expiration_time == honest.expiry
     assert num_bad == dict.fromkeys(num_bad, 2 * len(forged))
     for node in (bootstrap, peer, third, stranger):
         assert await node.lookup("tiny") == [honest]
@@ -318,6 +324,24 @@ async def test_a_dead_bootstrap_ends_with_a_clear_error(start: NodeFactory) -> N
     assert address in str(error.value)
 
 
+async def test_a_bootstrap_that_accepts_and_says_nothing_ends_with_a_clear_error(start: NodeFactory) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}/p2p/{Identity.generate().peer_id}"
+        with pytest.raises(SwarmError, match=r"no bootstrap answered within 1 s: /ip4/127"):
+            await start(initial_peers=[address], join_seconds=1.0)
+
+
+async def test_a_stopped_bootstrap_does_not_stop_who_also_knows_a_living_one(start: NodeFactory) -> None:
+    stopped, living = await start(), await start()
+    os.kill(stopped.daemon_pid, signal.SIGSTOP)
+    try:
+        peer = await start(initial_peers=[*stopped.join_addresses, *living.join_addresses], join_seconds=GUARD_SECONDS)
+        await peer.publish(record_of(peer))
+        assert [record.peer for record in await living.lookup("tiny")] == [peer.peer_id]
+    finally:
+        os.kill(stopped.daemon_pid, signal.SIGCONT)
+
+
 async def test_one_living_bootstrap_among_dead_ones_is_enough(start: NodeFactory) -> None:
     bootstrap = await start()
     peer = await start(initial_peers=[await dead_address(), *bootstrap.join_addresses], join_seconds=GUARD_SECONDS)
@@ -327,7 +351,7 @@ async def test_one_living_bootstrap_among_dead_ones_is_enough(start: NodeFactory
 
 async def test_a_port_in_use_is_named(start: NodeFactory) -> None:
     first = await start()
-    with pytest.raises(SwarmError, match=r"did not start at /ip4/127.0.0.1/tcp/[0-9]+"):
+    with pytest.raises(ConfigError, match=r"can't listen at /ip4/127.0.0.1/tcp/[0-9]+: .* in use"):
         await start(listen=first.addresses)
 
 
