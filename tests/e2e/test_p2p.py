@@ -141,13 +141,33 @@ async def test_messages_are_held_back_by_the_delay_and_still_arrive_in_order(sta
 
 async def test_a_peer_that_closes_is_unreachable_for_the_other(start: NodeFactory) -> None:
     acceptor, dialler = await start(), await start()
-    await acceptor.serve(echo)
+    served: list[MessageStream] = []
+
+    async def serve(stream: MessageStream) -> None:
+        try:
+            await echo(stream)
+        finally:
+            served.append(stream)
+
+    await acceptor.serve(serve)
     stream = await dial(dialler, acceptor.peer_id, acceptor.addresses, GUARD_SECONDS)
+    stream.send(Ping(1))
+    assert await stream.receive() == Ping(1)
     await acceptor.close()
     await acceptor.close()
+    assert [served_stream.is_open for served_stream in served] == [False]
     with pytest.raises(PeerUnreachable):
         await stream.receive()
-    await stream.close()
+    with pytest.raises(PeerUnreachable, match="can't be dialled"):
+        await dialler.connect(acceptor.peer_id, acceptor.addresses)
+
+
+async def test_a_node_that_closes_ends_the_streams_that_it_opened(start: NodeFactory) -> None:
+    acceptor, dialler = await start(), await start()
+    await acceptor.serve(echo)
+    stream = await dial(dialler, acceptor.peer_id, acceptor.addresses, GUARD_SECONDS)
+    await dialler.close()
+    assert not stream.is_open
     with pytest.raises(PeerUnreachable, match="can't be dialled"):
         await dialler.connect(acceptor.peer_id, acceptor.addresses)
 
