@@ -26,6 +26,7 @@ check: install
 
 test: check
 	$(BIN)/python -m pytest tests/memory
+	$(BIN)/python -m pytest tests/e2e
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
