@@ -30,8 +30,8 @@ from routing.addresses import check_announce, check_listen, is_loopback, split_p
 from routing.domain import ModelId, PeerId, PeerRecord
 from routing.errors import ConfigError, PeerUnreachable, SwarmError
 from routing.identity import Identity
-from routing.stream_pool import StreamPool
 from routing.records import MODELS_KEY, keys_of, model_key, read, refusal
+from routing.stream_pool import StreamPool
 from routing.streams import MessageStream
 from routing.transport import StreamHandler
 
