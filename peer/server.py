@@ -109,6 +109,7 @@ class Server:
         self, span_model: SpanModel, model: ModelId, transport: Transport, num_kv_tokens: int, compute: Compute
     ) -> None:
         self.state = PeerState.JOINING
+        self.is_serving = asyncio.Event()
         self.num_wire_errors = 0
         self.num_kv_tokens = num_kv_tokens
         self._span_model = span_model
@@ -141,6 +142,7 @@ class Server:
         """Serve until cancelled."""
         await self._transport.serve(self.serve_stream)
         self.state = PeerState.ONLINE
+        self.is_serving.set()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._run_passes())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from routing.domain import PeerId, PeerRecord, PeerState
+from routing.domain import ModelId, PeerId, PeerRecord, PeerState
 from routing.errors import PeerUnreachable
 from routing.identity import Identity, open_record
 from routing.streams import MessageStream
@@ -146,3 +146,8 @@ class MemoryDirectory:
         """The records of every peer that serves a model of this name; this directory's records never expire."""
         records = [open_record(data) for (model, _), data in self._network.records.items() if model == name]
         return [record for record in records if record.state is not PeerState.GONE]
+
+    async def models(self) -> set[ModelId]:
+        """Every model that a peer of this swarm serves."""
+        records = map(open_record, self._network.records.values())
+        return {record.model for record in records if record.state is not PeerState.GONE}

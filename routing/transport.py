@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from routing.domain import PeerId, PeerRecord
+from routing.domain import ModelId, PeerId, PeerRecord
 from routing.streams import MessageStream
 
 StreamHandler = Callable[[MessageStream], Awaitable[None]]
@@ -52,3 +52,6 @@ class Directory(Protocol):
 
     async def lookup(self, name: str) -> list[PeerRecord]:
         """The records of every peer that serves a model of this name, goodbyes and expired ones left out."""
+
+    async def models(self) -> set[ModelId]:
+        """Every model that a peer of this swarm serves."""

@@ -123,6 +123,10 @@ class SwarmClient:
         best = max(variants, key=merit)
         return best, sorted(variants[best], key=lambda record: (record.span, record.peer))
 
+    async def models(self) -> set[ModelId]:
+        """Every model that a peer of this swarm serves."""
+        return await self._directory.models()
+
     async def find_route(self, num_rows: int = 1) -> tuple[ModelId, Route]:
         """The best route now, by measured round trips and what the peers say of themselves.
 
@@ -132,9 +136,11 @@ class SwarmClient:
         """
         model, records = await self.peers()
         if model is None:
+            others = ", ".join(sorted(str(other) for other in await self._directory.models()))
             raise ConfigError(
-                f"no peer of this swarm serves {self.model.name}: start one with `swarm serve MODEL`, "
-                "or check --initial-peers"
+                f"no peer of this swarm serves {self.model.name}; it serves {others}: name that model, or another swarm"
+                if others
+                else f"no peer of this swarm serves {self.model.name}: start one with `swarm serve MODEL`"
             )
         usable = [r for r in records if r.state is PeerState.ONLINE and r.protocol == PROTOCOL_VERSION]
         seconds = dict(zip([r.peer for r in usable], await asyncio.gather(*map(self._rtt, usable)), strict=True))

@@ -1,0 +1,265 @@
+"""The life of a serving peer: join, choose blocks, load, announce, serve, say goodbye.
+
+async with await Node.start(settings, progress) as node:
+    await node.wait()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from peer.checkpoint import Checkpoint
+from peer.engine import Engine, Outcome
+from peer.memory import format_bytes, free_bytes, kv_tokens_that_fit, num_blocks_that_fit
+from peer.server import Server
+from peer.spans import DTYPES, SpanModel
+from routing.domain import ModelId, PeerRecord, PeerState, SamplingParams, Span
+from routing.errors import ConfigError, SwarmError
+from routing.identity import Identity
+from routing.p2p import P2PNode, get_dht_time
+from routing.placement import worst_covered
+from routing.tree import Node as TreeNode
+from routing.version import __version__
+from routing.wire import PROTOCOL_VERSION
+
+log = logging.getLogger(__name__)
+
+RECORD_SECONDS = 60.0
+RENEW_SECONDS = 15.0
+MEASURED_ROWS = (1, 8, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """What a serving peer is told.
+
+    Attributes:
+        folder: the model's config.json, tokenizer.json and safetensors.
+        model_name: what its swarm calls the model.
+        span: the blocks to serve; None for as many of the worst-covered ones as fit.
+        max_memory_bytes: for weights and KV cache; None for half of what is free.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        device: as torch names it.
+        listen: multiaddrs to listen at.
+        announce: multiaddrs where others reach us, if those are not the ones that we listen at.
+        initial_peers: multiaddrs with ``/p2p/ID`` of the swarm to join; none starts a new one.
+        identity: the peer's key.
+        name: shown to others.
+        delay_seconds: hold back everything that is sent for so long; to try out long lines.
+    """
+
+    folder: Path
+    model_name: str
+    identity: Identity
+    span: Span | None = None
+    max_memory_bytes: int | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+    announce: tuple[str, ...] = ()
+    initial_peers: tuple[str, ...] = ()
+    name: str = ""
+    delay_seconds: float = 0.0
+
+
+class Node:
+    """A peer that serves. Made by ``start``; the context says goodbye at its end."""
+
+    def __init__(self, p2p: P2PNode, server: Server, record: PeerRecord, executor: ThreadPoolExecutor) -> None:
+        self.p2p = p2p
+        self.server = server
+        self._record = record
+        self._executor = executor
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def start(cls, settings: NodeSettings, progress: Callable[[str], None]) -> Self:
+        """Join the swarm, load the blocks and announce them; ``progress`` hears of every longer wait.
+
+        Raises:
+            ConfigError: the settings can't be served; the text says what would do.
+            SwarmError: the swarm can't be reached.
+        """
+        checkpoint = Checkpoint.open(settings.folder)
+        device = _device(settings.device)
+        model = ModelId(settings.model_name, checkpoint.config_hash(), checkpoint.weights_hash())
+        max_bytes = settings.max_memory_bytes if settings.max_memory_bytes is not None else free_bytes(device) // 2
+        element_bytes = DTYPES[settings.dtype].itemsize
+        whole = Span(0, checkpoint.config.num_blocks)
+        if settings.span is not None and not whole.covers(settings.span):
+            raise ConfigError(f"{settings.model_name} has the blocks {whole}, {settings.span} is not among them")
+        num_wanted = len(settings.span or whole)
+        if settings.span is None:
+            num_wanted = num_blocks_that_fit(checkpoint, max_bytes, element_bytes)
+        else:
+            kv_tokens_that_fit(checkpoint, settings.span, max_bytes, element_bytes)  # before anything is started
+        p2p = await P2PNode.create(
+            settings.identity,
+            listen=settings.listen,
+            announce=settings.announce,
+            initial_peers=settings.initial_peers,
+            delay_seconds=settings.delay_seconds,
+        )
+        executor = ThreadPoolExecutor(1, "compute", initializer=_use_threads)
+        try:
+            span = settings.span
+            if span is None:
+                served = [record.span for record in await p2p.lookup(model.name) if record.model == model]
+                span = worst_covered(served, whole.end, num_wanted)
+                progress(f"serving the blocks {span} of {whole.end}: those that the swarm needs most")
+            num_kv_tokens = kv_tokens_that_fit(checkpoint, span, max_bytes, element_bytes)
+            progress(f"loading the blocks {span} of {model.name}; up to {format_bytes(max_bytes)} may be used")
+            loop = asyncio.get_running_loop()
+            span_model = await loop.run_in_executor(
+                executor, SpanModel, settings.folder, span, DTYPES[settings.dtype], device
+            )
+            step_seconds = await loop.run_in_executor(executor, _measure, span_model, loop.time)
+
+            async def compute(run: Callable[[], list[Outcome]]) -> list[Outcome]:
+                return await loop.run_in_executor(executor, run)
+
+            server = Server(span_model, model, p2p, num_kv_tokens, compute)
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            await p2p.close()
+            raise
+        record = PeerRecord(
+            model=model,
+            num_blocks=whole.end,
+            span=span,
+            peer=p2p.peer_id,
+            addresses=p2p.addresses,
+            state=PeerState.JOINING,
+            weights_class=settings.dtype,
+            software=__version__,
+            protocol=PROTOCOL_VERSION,
+            name=settings.name,
+            num_free_kv_tokens=num_kv_tokens,
+            queue=0,
+            step_seconds=step_seconds,
+            features=("verify",),
+            sequence=0,
+            expiry=0.0,
+        )
+        node = cls(p2p, server, record, executor)
+        try:
+            await node._announce()
+        except BaseException:
+            await node.close()
+            raise
+        return node
+
+    @property
+    def span(self) -> Span:
+        """The blocks that it serves."""
+        return self._record.span
+
+    @property
+    def model(self) -> ModelId:
+        """The model that they are of."""
+        return self._record.model
+
+    async def wait(self) -> None:
+        """Serve until something is broken for good.
+
+        Raises:
+            SwarmError: the libp2p daemon has died; start the peer again.
+        """
+        lost = asyncio.create_task(self.p2p.wait_lost())
+        done, _ = await asyncio.wait([lost, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        if lost in done:
+            raise SwarmError("the libp2p daemon has ended: start the peer again")
+        lost.cancel()
+        for task in done:
+            task.result()
+
+    async def close(self) -> None:
+        """Say goodbye: from now on readers of the DHT do not see us; then end every session."""
+        for task in self._tasks[1:]:
+            task.cancel()
+        if self._record.sequence:
+            with contextlib.suppress(SwarmError):
+                await self._publish(PeerState.GONE)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self.p2p.close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _announce(self) -> None:
+        self._tasks.append(asyncio.create_task(self.server.run(), name="server"))
+        await self.server.is_serving.wait()
+        await self._publish(PeerState.ONLINE)
+        self._tasks.append(asyncio.create_task(self._renew(), name="renew"))
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            try:
+                await self._publish(PeerState.ONLINE)
+            except SwarmError as error:
+                log.warning("the record could not be renewed: %s", error)
+
+    async def _publish(self, state: PeerState) -> None:
+        """Store our record anew; each has a later expiry than the one before, or the DHT would refuse it."""
+        self._record = dataclasses.replace(
+            self._record,
+            state=state,
+            num_free_kv_tokens=self.server.num_free_kv_tokens,
+            queue=self.server.queue,
+            sequence=self._record.sequence + 1,
+            expiry=max(get_dht_time() + RECORD_SECONDS, self._record.expiry + 0.001),
+        )
+        await self.p2p.publish(self._record)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # what torch raises for a device that is not there
+        raise ConfigError(f"there is no device {name!r} here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _use_threads() -> None:
+    """The number of compute threads is a setting of each thread."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+
+
+def _measure(model: SpanModel, clock: Callable[[], float]) -> tuple[tuple[int, float], ...]:
+    """Seconds of a forward pass of 1, 8 and 32 rows: the second one of each, when all is warm."""
+    measured: list[tuple[int, float]] = []
+    engine = Engine(model)
+    for num_rows in MEASURED_ROWS:
+        for _ in range(2):
+            session = engine.new_session(SamplingParams(), num_rows)
+            nodes = [TreeNode(index + 1, index, 0) for index in range(num_rows)]
+            rows = None if model.is_first else torch.zeros(num_rows, model.hidden_size, dtype=model.dtype)
+            step = session.take(0, 0, nodes, rows)
+            began = clock()
+            engine.run([step])
+            seconds = clock() - began
+        measured.append((num_rows, round(seconds, 6)))
+    return tuple(measured)

@@ -1,0 +1,34 @@
+"""From the name of a model and some addresses to a client that talks to it."""
+
+from __future__ import annotations
+
+from peer.checkpoint import Checkpoint
+from routing.errors import ConfigError
+from swarm.client import ModelName, SwarmClient
+from swarm.commands.running import require_peers
+from swarm.models import ModelFolder
+
+
+async def connect(folder: ModelFolder, initial_peers: list[str], delay_ms: float = 0.0) -> SwarmClient:
+    """Join the swarm as a client.
+
+    Raises:
+        ConfigError: an address is none.
+        SwarmError: no peer answers.
+    """
+    name = ModelName(folder.name, Checkpoint.open(folder.path).config_hash())
+    return await SwarmClient.connect(name, require_peers(initial_peers), delay_seconds=delay_ms / 1000)
+
+
+def check_context(folder: ModelFolder, num_tokens: int) -> None:
+    """Does a text of so many tokens fit in what the model was made for?
+
+    Raises:
+        ConfigError: it does not.
+    """
+    longest = Checkpoint.open(folder.path).config.get("max_position_embeddings")
+    if isinstance(longest, int) and num_tokens > longest:
+        raise ConfigError(
+            f"{num_tokens} tokens of text and answer are more than the {longest} that {folder.name} can read: "
+            "shorten the text, or ask for fewer with --max-tokens"
+        )

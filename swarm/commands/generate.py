@@ -1,0 +1,93 @@
+"""``swarm generate``: continue one text."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from routing.domain import SamplingParams
+from routing.errors import ConfigError, GenerationFailed
+from swarm.commands.connecting import check_context, connect
+from swarm.commands.running import find_model, require_peers, say
+from swarm.conversation import Conversation, Stats
+from swarm.speculation import Speculation
+from swarm.tokenizer import Tokenizer
+
+
+async def generate(
+    model: str,
+    prompt: str,
+    *,
+    initial_peers: list[str],
+    is_chat: bool,
+    params: SamplingParams,
+    max_tokens: int,
+    speculation: int | None,
+    shows_stats: bool,
+    cache_dir: Path | None,
+    delay_ms: float,
+) -> None:
+    """Write the continuation of a prompt to standard output, as it comes."""
+    require_peers(initial_peers)
+    folder = find_model(model, cache_dir)
+    tokenizer = Tokenizer.load(folder.path)
+    tokens = read_prompt(tokenizer, sys.stdin.read() if prompt == "-" else prompt, is_chat=is_chat)
+    check_context(folder, len(tokens) + max_tokens)
+    async with (
+        await connect(folder, initial_peers, delay_ms) as client,
+        await client.open(len(tokens) + max_tokens, params, speculation=Speculation(speculation)) as conversation,
+    ):
+        await write_answer(conversation, tokenizer, tokens, max_tokens)
+        if shows_stats:
+            say(describe(conversation.stats))
+
+
+def read_prompt(tokenizer: Tokenizer, text: str, *, is_chat: bool) -> list[int]:
+    """The prompt's tokens, through the chat template if it is a question.
+
+    Raises:
+        ConfigError: it is empty, or can't be encoded.
+    """
+    try:
+        tokens = tokenizer.chat([{"role": "user", "content": text}]) if is_chat else tokenizer.encode(text)
+    except ValueError as error:
+        raise ConfigError(f"the prompt: {error}") from None
+    if not text or not tokens:
+        raise ConfigError("the prompt is empty: give at least one word")
+    return tokens
+
+
+async def write_answer(conversation: Conversation, tokenizer: Tokenizer, tokens: list[int], max_tokens: int) -> str:
+    """Ask, and write the answer to standard output as it comes; it ends with a line break, also when it fails.
+
+    Raises:
+        GenerationFailed: a hop was lost.
+    """
+    stream = tokenizer.stream()
+    answer = ""
+    try:
+        async for emitted in conversation.ask(tokens, max_tokens, tokenizer.eos_ids):
+            answer += _write(stream.push(emitted))
+    except GenerationFailed:
+        _write(stream.finish() + "\n")
+        raise
+    answer += _write(stream.finish())
+    _write("\n")
+    return answer
+
+
+def _write(text: str) -> str:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    return text
+
+
+def describe(stats: Stats) -> str:
+    """What an answer took, as one line."""
+    return (
+        f"{stats.num_tokens} tokens, {stats.tokens_per_second:.1f} tok/s, "
+        f"first after {stats.first_token_seconds:.2f} s, {stats.num_round_trips} round trips, "
+        f"{stats.mean_acceptance_length:.2f} tokens each, "
+        f"{stats.num_accepted} of {stats.num_drafted} drafts accepted, "
+        f"{stats.num_bytes / max(1, stats.num_tokens):.0f} bytes a token"
+    )
