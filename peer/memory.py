@@ -1,4 +1,7 @@
-"""How much fits: the blocks that a peer can hold, and the KV cache beside them. Pure but for ``free_bytes``."""
+"""How much fits: the blocks that a peer can hold, and the KV cache beside them.
+
+Known from the headers of the checkpoint alone, so that what can't be served is said before torch is loaded.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,11 @@ import os
 import re
 from pathlib import Path
 
-import torch
-
 from peer.checkpoint import Checkpoint
 from routing.domain import Span
 from routing.errors import ConfigError
 
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MIN_KV_TOKENS = 2048
 MAX_KV_TOKENS = 1 << 18
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
@@ -34,10 +36,12 @@ def format_bytes(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
 
 
-def free_bytes(device: torch.device) -> int:
+def free_bytes(device: str) -> int:
     """Memory of the device that nobody uses now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         match = re.search(r"^MemAvailable:\s+([0-9]+) kB", meminfo.read_text(), re.MULTILINE)
@@ -87,10 +91,25 @@ def kv_tokens_that_fit(checkpoint: Checkpoint, span: Span, max_bytes: int, eleme
     if tokens < MIN_KV_TOKENS:
         needed = weights + _kv_bytes(checkpoint, len(span), element_bytes)
         raise ConfigError(
-            f"the blocks {span} need {format_bytes(needed)} with a small KV cache, and {format_bytes(max_bytes)} is the "
-            "limit: serve fewer blocks, or give more with --max-memory"
+            f"the blocks {span} need {format_bytes(needed)} with a small KV cache, and {format_bytes(max_bytes)} is "
+            "the limit: serve fewer blocks, or give more with --max-memory"
         )
     return min(tokens, MAX_KV_TOKENS)
+
+
+def check_fits(checkpoint: Checkpoint, span: Span | None, max_bytes: int, element_bytes: float) -> None:
+    """Can the span be served with so much memory, or any one block if it is None?
+
+    Raises:
+        ConfigError: it can't, or the model has no such blocks; the text says what would do.
+    """
+    whole = Span(0, checkpoint.config.num_blocks)
+    if span is None:
+        num_blocks_that_fit(checkpoint, max_bytes, element_bytes)
+    elif not whole.covers(span):
+        raise ConfigError(f"the model has the blocks {whole}, {span} is not among them")
+    else:
+        kv_tokens_that_fit(checkpoint, span, max_bytes, element_bytes)
 
 
 def _kv_bytes(checkpoint: Checkpoint, num_blocks: int, element_bytes: float) -> int:

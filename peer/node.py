@@ -22,7 +22,14 @@ import torch
 
 from peer.checkpoint import Checkpoint
 from peer.engine import Engine, Outcome
-from peer.memory import format_bytes, free_bytes, kv_tokens_that_fit, num_blocks_that_fit
+from peer.memory import (
+    ELEMENT_BYTES,
+    check_fits,
+    format_bytes,
+    free_bytes,
+    kv_tokens_that_fit,
+    num_blocks_that_fit,
+)
 from peer.server import Server
 from peer.spans import DTYPES, SpanModel
 from routing.domain import ModelId, PeerRecord, PeerState, SamplingParams, Span
@@ -95,16 +102,12 @@ class Node:
         checkpoint = Checkpoint.open(settings.folder)
         device = _device(settings.device)
         model = ModelId(settings.model_name, checkpoint.config_hash(), checkpoint.weights_hash())
-        max_bytes = settings.max_memory_bytes if settings.max_memory_bytes is not None else free_bytes(device) // 2
-        element_bytes = DTYPES[settings.dtype].itemsize
+        max_bytes = (
+            settings.max_memory_bytes if settings.max_memory_bytes is not None else free_bytes(settings.device) // 2
+        )
+        element_bytes = ELEMENT_BYTES[settings.dtype]
         whole = Span(0, checkpoint.config.num_blocks)
-        if settings.span is not None and not whole.covers(settings.span):
-            raise ConfigError(f"{settings.model_name} has the blocks {whole}, {settings.span} is not among them")
-        num_wanted = len(settings.span or whole)
-        if settings.span is None:
-            num_wanted = num_blocks_that_fit(checkpoint, max_bytes, element_bytes)
-        else:
-            kv_tokens_that_fit(checkpoint, settings.span, max_bytes, element_bytes)  # before anything is started
+        check_fits(checkpoint, settings.span, max_bytes, element_bytes)
         p2p = await P2PNode.create(
             settings.identity,
             listen=settings.listen,
@@ -117,7 +120,7 @@ class Node:
             span = settings.span
             if span is None:
                 served = [record.span for record in await p2p.lookup(model.name) if record.model == model]
-                span = worst_covered(served, whole.end, num_wanted)
+                span = worst_covered(served, whole.end, num_blocks_that_fit(checkpoint, max_bytes, element_bytes))
                 progress(f"serving the blocks {span} of {whole.end}: those that the swarm needs most")
             num_kv_tokens = kv_tokens_that_fit(checkpoint, span, max_bytes, element_bytes)
             progress(f"loading the blocks {span} of {model.name}; up to {format_bytes(max_bytes)} may be used")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from peer.checkpoint import Checkpoint
+from peer.memory import ELEMENT_BYTES, check_fits, free_bytes, parse_bytes
 from routing.addresses import check_announce, check_listen, check_peer, is_loopback
 from routing.domain import Span
 from routing.errors import ConfigError
 from routing.identity import Identity
 from swarm.commands.running import find_model, say, wait_for_signal
 from swarm.models import EMBEDDED
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 async def serve(
@@ -33,13 +33,16 @@ async def serve(
     span = _read_blocks(blocks)
     peers = tuple(map(check_peer, initial_peers))
     listen_at, announce_at = tuple(map(check_listen, listen)), tuple(map(check_announce, announce))
-    if dtype not in DTYPES:
-        raise ConfigError(f"--dtype {dtype}: give one of {', '.join(DTYPES)}")
+    if dtype not in ELEMENT_BYTES:
+        raise ConfigError(f"--dtype {dtype}: give one of {', '.join(ELEMENT_BYTES)}")
+    max_bytes = None if max_memory is None else parse_bytes(max_memory)
     if len(name) > 64 or not name.isprintable():
         raise ConfigError("--name: give at most 64 printable characters")
     folder = find_model(model, cache_dir)
+    if max_bytes is not None or device == "cpu":
+        limit = max_bytes if max_bytes is not None else free_bytes(device) // 2
+        check_fits(Checkpoint.open(folder.path), span, limit, ELEMENT_BYTES[dtype])
     say("loading torch and libp2p")
-    from peer.memory import parse_bytes
     from peer.node import Node, NodeSettings
 
     settings = NodeSettings(
@@ -47,7 +50,7 @@ async def serve(
         model_name=folder.name,
         identity=Identity.generate() if identity_file is None else Identity.load_or_create(identity_file),
         span=span,
-        max_memory_bytes=None if max_memory is None else parse_bytes(max_memory),
+        max_memory_bytes=max_bytes,
         dtype=dtype,
         device=device,
         listen=listen_at,

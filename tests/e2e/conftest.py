@@ -1,9 +1,10 @@
-"""Real processes: each test leaves no process, no folder, no open file and no complaint of asyncio behind."""
+"""Real processes: no test leaves a complaint of asyncio behind, and no file of tests a process or a folder."""
 
 from __future__ import annotations
 
 import gc
 import logging
+import multiprocessing.util
 import os
 import shutil
 import tempfile
@@ -13,22 +14,39 @@ from pathlib import Path
 
 import pytest
 
+from swarm.models import EMBEDDED, ModelFolder, resolve
+
+multiprocessing.util.get_temp_dir()  # this process's own: made once, not in a folder of a test
 os.environ["SPECSWARM_TEST"] = uuid.uuid4().hex
 _MARK = f"SPECSWARM_TEST={os.environ['SPECSWARM_TEST']}"
 
 
-@pytest.fixture(autouse=True)
-def nothing_left(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="session")
+def embedded() -> ModelFolder:
+    """The embedded model, imported before any command could have to say that it does so."""
+    return resolve(EMBEDDED, None, print)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    tmp_path_factory.getbasetemp()  # lies outside of our folder
     folder = tempfile.mkdtemp(prefix="t-", dir="/tmp")
-    monkeypatch.setattr(tempfile, "tempdir", folder)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", folder)
+        patch.setenv("TMPDIR", folder)
+        yield
     gc.collect()
-    complaints = [record.getMessage() for record in caplog.get_records("call") if _is_complaint(record)]
     left = os.listdir(folder)
     shutil.rmtree(folder)
     assert left == []
-    assert complaints == []
     assert _processes() == []
+
+
+@pytest.fixture(autouse=True)
+def no_complaints(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    gc.collect()
+    assert [record.getMessage() for record in caplog.get_records("call") if _is_complaint(record)] == []
 
 
 def _is_complaint(record: logging.LogRecord) -> bool:
