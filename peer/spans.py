@@ -51,6 +51,11 @@ class SpanModel:
         self._base: Any = self._model.model
         self._base.rotary_emb = type(self._base.rotary_emb)(config=self._model.config).to(self.device)
         self._model.eval()
+        if unfilled := [name for name, buffer in self._model.named_buffers() if buffer.is_meta]:
+            raise ConfigError(
+                f"{folder}: {unfilled[0]} is not in the files of a {self._model.config.model_type} model, "
+                "and this version can't compute it"
+            )
         config = self._model.config
         self.hidden_size = int(config.hidden_size)
         self.vocab_size = int(config.vocab_size)

@@ -31,7 +31,7 @@ from swarm.speculation import MAX_TREE, Speculation
 
 log = logging.getLogger(__name__)
 
-PING_SECONDS = 5.0
+PING_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -38,7 +39,7 @@ def run(main: Callable[[], Coroutine[object, object, int | None]], *, is_verbose
         say(f"swarm: {error}")
         status = 1
     except BrokenPipeError:  # who read our output has seen enough
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail too
         status = 1
     raise typer.Exit(status)
 

@@ -61,10 +61,11 @@ async def serve(
     )
     async with await Node.start(settings, say) as node:
         say(f"serving the blocks {node.span} of {node.model}" + ("" if peers else ": a new swarm of its own"))
-        say("another machine joins this swarm with")
-        shown = model if model == EMBEDDED else "MODEL"
-        for address in sorted(node.p2p.join_addresses, key=is_loopback):
-            print(f"swarm serve {shown} --initial-peers {address}", flush=True)
+        addresses = node.p2p.join_addresses
+        reachable = [address for address in addresses if not is_loopback(address)]
+        say("another machine joins this swarm with" if reachable else "only this machine can join this swarm, with")
+        options = " ".join(f"--initial-peers {address}" for address in reachable or addresses)
+        print(f"swarm serve {model if model == EMBEDDED else 'MODEL'} {options}", flush=True)
         await wait_for_signal(node.wait())
         say("leaving")
     say("left the swarm")

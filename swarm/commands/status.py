@@ -16,7 +16,7 @@ from swarm.client import SwarmClient
 from swarm.commands.connecting import connect
 from swarm.commands.running import find_model, require_peers, say
 
-PING_SECONDS = 5.0
+PING_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
