@@ -169,7 +169,8 @@ def _load_weights(
             source = "model.embed_tokens.weight"  # tied
         if source not in checkpoint.tensors:
             raise ConfigError(
-                f"{checkpoint.folder} lacks {source}, which the blocks {span} need: is the download whole?"
+                f"{checkpoint.folder} lacks {source}, which the blocks {span} need: the download is not whole, or "
+                f"{model.config.model_type} keeps its weights under other names than transformers' model has them"
             )
         by_file.setdefault(checkpoint.tensors[source].file, []).append((name, source))
     for file, names in by_file.items():

@@ -106,8 +106,9 @@ class _Lines:
                 line = input(self._prompt) if self._prompt else sys.stdin.readline()
             except EOFError:
                 line = ""
-            is_end = not line if not self._prompt else False
+            else:
+                line += "\n" if self._prompt else ""
             try:
-                self._loop.call_soon_threadsafe(self._lines.put_nowait, None if is_end else line.rstrip("\n"))
+                self._loop.call_soon_threadsafe(self._lines.put_nowait, line.rstrip("\n") if line else None)
             except RuntimeError:  # the loop has ended meanwhile
                 return

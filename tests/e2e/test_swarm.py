@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -27,7 +28,7 @@ from swarm.local_swarm import LocalSwarm, PeerPlan, stop_fork_server
 from swarm.models import EMBEDDED, ModelFolder
 from swarm.speculation import Speculation
 from swarm.tokenizer import Tokenizer
-from tests.e2e.commands import Serving, swarm
+from tests.e2e.commands import SWARM, WAIT_SECONDS, Serving, environment, swarm
 from tests.tiny_models import assert_greedy, plain
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -108,6 +109,59 @@ async def test_chat_over_a_pipe_answers_two_turns(running: Running) -> None:
     ):
         tokens = [token async for part in conversation.ask(prompt, 12, tokenizer.eos_ids) for token in part]
     assert result.out.removeprefix(alone.out) == tokenizer.decode(tokens) + "\n"
+
+
+class Screen:
+    """What a program has written to its terminal."""
+
+    def __init__(self, terminal: int) -> None:
+        self.text = ""
+        self._terminal = terminal
+        self._news = asyncio.Event()
+        asyncio.get_running_loop().add_reader(terminal, self._read)
+
+    def _read(self) -> None:
+        try:
+            self.text += os.read(self._terminal, 4096).decode(errors="replace")
+        except OSError:  # the other end is closed
+            asyncio.get_running_loop().remove_reader(self._terminal)
+        self._news.set()
+
+    def type(self, text: str) -> None:
+        os.write(self._terminal, text.encode())
+
+    async def until(self, holds: Callable[[str], bool]) -> None:
+        while not holds(self.text):
+            self._news.clear()
+            await self._news.wait()
+
+
+async def test_at_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_ends_the_chat(running: Running) -> None:
+    terminal, theirs = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        SWARM, "chat", "--max-tokens", "2000", stdin=theirs, stdout=theirs, stderr=theirs,
+        env=environment(running.initial_peers), start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    screen = Screen(terminal)
+    question = "Write a very long story about a river, with at least fifty paragraphs."
+    try:
+        async with asyncio.timeout(WAIT_SECONDS):
+            await screen.until(lambda text: text.endswith("> "))
+            screen.type(question + "\n")
+            await screen.until(lambda text: len(text.partition(question)[2]) > 30)
+            process.send_signal(signal.SIGINT)  # as the terminal does at Ctrl-C
+            await screen.until(lambda text: text.endswith("\r\n> "))
+            screen.type("\x04")
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        asyncio.get_running_loop().remove_reader(terminal)
+        os.close(terminal)
+    assert "Ctrl-D ends the chat" not in screen.text  # it was the answer that was stopped
+    assert "Traceback" not in screen.text
 
 
 async def test_status_shows_who_covers_what(running: Running) -> None:
@@ -219,6 +273,19 @@ async def test_a_record_that_another_key_has_signed_is_refused_by_every_node(run
             await stranger.publish(replace(own, state=PeerState.GONE, expiry=own.expiry + 1))
     finally:
         await stranger.close()
+
+
+async def test_a_record_is_renewed_before_it_ends(running: Running) -> None:
+    node = await P2PNode.create(Identity.generate(), initial_peers=running.initial_peers, client_only=True)
+    try:
+        async with asyncio.timeout(WAIT_SECONDS):
+            first = await third_peer(node)
+            while (now := await third_peer(node)).sequence == first.sequence:  # noqa: ASYNC110 - a DHT calls nobody
+                await asyncio.sleep(0.2)
+            assert now.sequence > first.sequence
+            assert now.expiry > first.expiry > get_dht_time()
+    finally:
+        await node.close()
 
 
 async def test_a_peer_that_is_told_to_stop_leaves_cleanly_and_its_blocks_are_missing(running: Running) -> None:

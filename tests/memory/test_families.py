@@ -34,9 +34,7 @@ SLIDING = ["sliding_attention", "full_attention"] * 3
 FAMILIES: dict[str, dict[str, object]] = {
     "qwen2": {},
     "qwen3": {},
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
     "mistral": {"sliding_window": 8},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "phi3": {},
     "olmo2": {},
     "granite": {},
@@ -63,6 +61,13 @@ async def test_the_text_is_plain_transformers_own(family: str, tmp_path: Path) -
         tokens, stats = await generate(swarm, PROMPT, 20, speculation=32, proposer=proposer)
     assert tokens == reference
     assert stats.mean_acceptance_length > 3
+
+
+def test_a_family_whose_files_name_the_weights_otherwise_is_refused(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("mixtral", **COMMON, num_local_experts=2, num_experts_per_tok=1)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"lacks model\.layers\.0\.mlp.*mixtral keeps its weights under other names"):
+        SpanModel(tmp_path, Span(0, 2))
 
 
 def test_a_family_with_buffers_that_no_file_holds_is_refused(tmp_path: Path) -> None:

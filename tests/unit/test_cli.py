@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from routing.version import __version__
 
 SWARM = str(Path(sys.executable).with_name("swarm"))
@@ -21,7 +23,8 @@ def test_an_unknown_command_ends_with_a_clear_line_and_no_traceback() -> None:
     assert "Traceback" not in run.stdout + run.stderr
 
 
-def test_the_command_line_starts_without_torch_transformers_and_hivemind() -> None:
-    code = "import sys, swarm.cli; print({'torch', 'transformers', 'hivemind'} & sys.modules.keys())"
+@pytest.mark.parametrize("modules", ["swarm.cli", "swarm, swarm.client"])
+def test_the_command_line_and_the_client_start_without_torch_transformers_and_hivemind(modules: str) -> None:
+    code = f"import sys, {modules}; print({{'torch', 'transformers', 'hivemind'}} & sys.modules.keys())"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
