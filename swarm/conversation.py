@@ -11,6 +11,7 @@ from typing import Self, assert_never
 
 from routing.domain import Route
 from routing.errors import ConfigError, GenerationFailed, PeerUnreachable
+from routing.wire import Timing
 from swarm.chain import Chain
 from swarm.drafting import Draft, Proposer
 from swarm.links import Links
@@ -101,6 +102,11 @@ class Conversation:
     def route(self) -> Route:
         """The hops that compute it."""
         return self._chain.route
+
+    @property
+    def timings(self) -> tuple[Timing, ...]:
+        """What each hop did for the last verdict, in the order of the route."""
+        return self._chain.timings
 
     @property
     def num_tokens(self) -> int:
