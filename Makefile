@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: install check test clean
+.PHONY: install check test soak clean
 
 install: $(STAMP)
 
@@ -27,6 +27,9 @@ check: install
 test: check
 	$(BIN)/python -m pytest tests/memory
 	$(BIN)/python -m pytest tests/e2e
+
+soak: install
+	$(BIN)/python -m pytest tests/soak
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
