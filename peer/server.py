@@ -17,12 +17,13 @@ from peer.batching import next_pass
 from peer.engine import Engine, Outcome, Session, Step
 from peer.rows import from_wire, to_wire
 from peer.spans import SpanModel
-from routing.domain import Hop, ModelId, PeerId, PeerState, SessionId, Span, short
+from routing.domain import Hop, ModelId, PeerId, PeerState, Route, SessionId, Span, short
 from routing.errors import NotAuthorized, PeerError, PeerUnreachable, SwarmError, WireError
 from routing.handshake import dial, welcome
 from routing.streams import MessageStream
 from routing.transport import Transport
 from routing.wire import (
+    MAX_HOPS,
     MAX_WAVES_OUTSTANDING,
     Busy,
     Cancel,
@@ -76,6 +77,7 @@ class Seat:
         next_hop: the stream that rows go down; None at the last hop.
         waiting: waves with the time of their arrival.
         num_received: the last wave that came in.
+        num_passed_on: the last wave that went to the next hop.
         answers: the last answers that were given, by wave.
         last_active: when it was last heard of, on the loop's clock.
     """
@@ -91,6 +93,7 @@ class Seat:
     next_hop: MessageStream | None = None
     waiting: deque[tuple[Wave, float]] = field(default_factory=deque)
     num_received: int = 0
+    num_passed_on: int = 0
     answers: dict[int, Message] = field(default_factory=dict)
 
 
@@ -186,9 +189,7 @@ class Server:
             case Wave():
                 self._take_wave(stream, message)
             case Open():
-                task = asyncio.create_task(self._open(stream, message), name="open")
-                opening.add(task)
-                task.add_done_callback(opening.discard)
+                self._open(stream, message, opening)
             case Close():
                 seat = self._seats.get(message.session)
                 if seat is not None and (stream is seat.client or stream.remote == seat.predecessor):
@@ -212,32 +213,30 @@ class Server:
 
     # --- sessions come and go
 
-    async def _open(self, stream: MessageStream, message: Open) -> None:
-        """Give a session a seat, reach its next hop, and answer."""
+    def _open(self, stream: MessageStream, message: Open, opening: set[asyncio.Task[None]]) -> None:
+        """Give a session a seat, at once: a Close right behind must find it. The answer may take a while."""
         session = SessionId(message.session)
-        seat: Seat | None = None
         try:
             seat = self._new_seat(stream, session, message)
             if seat is None:
                 stream.send(Busy(session, message.epoch, RETRY_AFTER_SECONDS))
                 return
-            route = route_of(message)
-            if message.index + 1 < len(route):
-                seat.next_hop = await self._link(route.hops[message.index + 1])
-            if self._seats.get(session) is seat:
-                stream.send(Opened(session, message.epoch, seat.num_granted))
-        except (Refused, PeerError, WireError, NotAuthorized) as error:
-            if seat is not None:
-                self._free(seat)
-            code = (
-                error.code
-                if isinstance(error, Refused)
-                else "hop-lost"
-                if isinstance(error, PeerError)
-                else "malformed"
-            )
-            with contextlib.suppress(PeerUnreachable):
-                stream.send(Fault(code, str(error)[:500], session, message.epoch))
+            task = asyncio.create_task(self._reach_next(seat, route_of(message), message.index), name="open")
+            opening.add(task)
+            task.add_done_callback(opening.discard)
+        except (Refused, WireError) as error:
+            code = error.code if isinstance(error, Refused) else "malformed"
+            stream.send(Fault(code, str(error)[:500], session, message.epoch))
+
+    async def _reach_next(self, seat: Seat, route: Route, index: int) -> None:
+        """Reach the next hop, then say that the session is open here."""
+        try:
+            if index + 1 < len(route):
+                seat.next_hop = await self._link(route.hops[index + 1])
+            if self._seats.get(seat.id) is seat:
+                seat.client.send(Opened(seat.id, seat.epoch, seat.num_granted))
+        except (PeerError, WireError, NotAuthorized) as error:
+            self._fail(seat, "hop-lost" if isinstance(error, PeerError) else "malformed", str(error))
 
     def _new_seat(self, stream: MessageStream, session: SessionId, message: Open) -> Seat | None:
         """The seat, or None if there is no room for it now.
@@ -322,6 +321,8 @@ class Server:
 
     def _fail(self, seat: Seat, code: str, text: str, wave: int = 0) -> None:
         """End a session and say why to its client."""
+        if self._seats.get(seat.id) is not seat:
+            return
         log.info("session ended: %s: %s", code, text)
         with contextlib.suppress(PeerUnreachable):
             seat.client.send(Fault(code, text[:500], seat.id, seat.epoch, wave))
@@ -366,9 +367,9 @@ class Server:
             self._work.set()
 
     def _repeat(self, seat: Seat, wave: Wave) -> None:
-        """The same wave again: nothing is computed twice."""
+        """The same wave again: nothing is computed twice, and nothing overtakes the wave itself."""
         with contextlib.suppress(PeerUnreachable):
-            if seat.next_hop is not None:
+            if seat.next_hop is not None and wave.wave <= seat.num_passed_on:
                 seat.next_hop.send(Wave(wave.session, wave.epoch, wave.wave, wave.commit, wave.start, wave.nodes))
             elif (answer := seat.answers.get(wave.wave)) is not None:
                 seat.client.send(answer)
@@ -377,11 +378,13 @@ class Server:
         """Waves that wait -> one pass -> where they go next; for ever."""
         clock = asyncio.get_running_loop().time
         while True:
-            work = self._next_steps()
-            if not work:
+            if not self.queue:
                 self._work.clear()
                 await self._work.wait()
                 continue
+            work = self._next_steps()
+            if not work:
+                continue  # those that came first could not be done; others may wait behind them
             engine = work[0][0].engine
             steps = [step for _, _, _, step in work]
             began = clock()
@@ -393,7 +396,7 @@ class Server:
             num_rows = sum(len(step.nodes) for step in steps)
             for (seat, wave, arrived, _), outcome in zip(work, outcomes, strict=True):
                 timing = Timing(num_rows, max(0.0, began - arrived), max(0.0, clock() - began))
-                self._pass_on(seat, wave, outcome, (*wave.timings, timing))
+                self._pass_on(seat, wave, outcome, (*wave.timings, timing)[-MAX_HOPS:])
 
     def _next_steps(self) -> list[tuple[Seat, Wave, float, Step]]:
         """The waves of the next pass, one of a session, all for the same blocks; their trees have taken them."""
@@ -405,13 +408,9 @@ class Server:
             seat = seats[index]
             wave, arrived = seat.waiting.popleft()
             try:
-                is_first = seat.engine.model.is_first
-                rows = None if is_first else from_wire(wave.rows, len(wave.nodes), seat.engine.model.hidden_size)
-                step = seat.session.take(wave.commit, wave.start, nodes_of(wave), rows)
+                work.append((seat, wave, arrived, _step(seat, wave)))
             except (ValueError, WireError) as error:
                 self._fail(seat, "bad-wave", str(error), wave.wave)
-                continue
-            work.append((seat, wave, arrived, step))
         return work
 
     def _pass_on(self, seat: Seat, wave: Wave, outcome: Outcome, timings: tuple[Timing, ...]) -> None:
@@ -427,6 +426,7 @@ class Server:
                 seat.next_hop.send(
                     Wave(seat.id, wave.epoch, wave.wave, wave.commit, wave.start, wave.nodes, rows, timings)
                 )
+                seat.num_passed_on = wave.wave
                 return
             answer: Message = Done(seat.id, wave.epoch, wave.wave, timings)
             if outcome.walk is not None:
@@ -436,3 +436,19 @@ class Server:
             seat.client.send(answer)
         except PeerUnreachable as error:
             self._fail(seat, "hop-lost", str(error), wave.wave)
+        except WireError as error:  # rows of more bytes than a message may have
+            self._fail(seat, "bad-wave", str(error), wave.wave)
+
+
+def _step(seat: Seat, wave: Wave) -> Step:
+    """What a pass has to do for a wave.
+
+    Raises:
+        ValueError, WireError: it can't be done; the session must end then.
+    """
+    model, nodes = seat.engine.model, nodes_of(wave)
+    highest = max(node.token for node in nodes)
+    if highest >= model.vocab_size:
+        raise WireError(f"token {highest} is not in the model's vocabulary of {model.vocab_size}")
+    rows = None if model.is_first else from_wire(wave.rows, len(nodes), model.hidden_size)
+    return seat.session.take(wave.commit, wave.start, nodes, rows)
