@@ -463,7 +463,7 @@ async def test_who_waits_behind_a_bad_wave_is_served(folder: Path, reference: li
     async with memory_swarm(folder, (0, 6), compute=slow) as swarm:
         hand = Hand(swarm)
         third = Id(bytes(range(32, 48)))
-        for session in (SESSION, OTHER, third):
+        for session in (OTHER, SESSION, third):
             await hand.open(session)
         hand.streams[0].send(prompt_wave(third))  # keeps the peer at work until the next two are there
         await asyncio.sleep(0.1)
