@@ -257,6 +257,17 @@ async def test_a_next_hop_that_is_not_there_is_a_fault_of_the_hop_before(folder:
         assert num_sessions(swarm)[0] == 0
 
 
+async def test_a_next_hop_that_is_lost_between_two_waves_is_told_to_the_client(folder: Path) -> None:
+    async with memory_swarm(folder) as swarm:
+        hand = Hand(swarm)
+        await hand.open()
+        swarm.peers[1].transport.vanish()
+        fault = await hand.hear_fault(0)
+        assert (fault.code, fault.session) == ("hop-lost", SESSION)
+        assert short(swarm.peers[1].identity.peer_id) in fault.text
+        assert num_sessions(swarm)[0] == 0
+
+
 async def test_busy_reaches_who_opens_and_nothing_stays_open_elsewhere(folder: Path, reference: list[int]) -> None:
     async with memory_swarm(folder) as swarm, swarm.client() as client, swarm.client() as second:
         swarm.peers[2].server.num_kv_tokens = 1000
