@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: install check test demo clean
+.PHONY: install check test demo soak clean
 
 install: $(STAMP)
 
@@ -30,6 +30,9 @@ test: check
 
 demo: install
 	$(BIN)/swarm demo
+
+soak: install
+	$(BIN)/python -m pytest tests/soak
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

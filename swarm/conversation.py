@@ -88,6 +88,7 @@ class Conversation:
         self._links = links
         self._commands: deque[Command] = deque()
         self._draft: Draft = ()
+        self._is_answering = False
         self._round: tuple[int, int, float] = (0, 0, 0.0)  # wave, drafted nodes, when it was sent
 
     async def __aenter__(self) -> Self:
@@ -127,24 +128,26 @@ class Conversation:
         """Add tokens to the text, then yield the answer as it comes, a stop token included.
 
         Raises:
-            ConfigError: it does not fit in what the conversation was opened for.
+            ConfigError: it does not fit in what the conversation was opened for, or an answer is under way.
             GenerationFailed: a hop was lost; it has the tokens so far. The conversation is at its end.
         """
+        if self._is_answering:
+            raise ConfigError("one question at a time: read the answer before this one to its end, or close it")
         clock = asyncio.get_running_loop().time
         began, bytes_before = clock(), self._links.num_bytes
         stats = self.stats = Stats(num_prompt_tokens=len(tokens))
-        self._begin(Asked(tuple(tokens), max_tokens, stop_tokens))
         answer: list[int] = []
+        self._is_answering = True
         try:
+            await self._settle()
+            self._begin(Asked(tuple(tokens), max_tokens, stop_tokens))
             while (emitted := await self._next_tokens(answer)) is not None:
                 if not answer:
                     stats.first_token_seconds = clock() - began
                 answer += emitted
                 yield emitted
-        except GeneratorExit:
-            await self._settle()
-            raise
         finally:
+            self._is_answering = False
             stats.seconds = clock() - began
             stats.num_bytes = self._links.num_bytes - bytes_before
 
@@ -213,7 +216,7 @@ class Conversation:
         return event
 
     async def _settle(self) -> None:
-        """The reader has gone away in the middle of an answer: wait for what is outstanding."""
+        """The reader of the answer before may have gone away in its middle: wait for what is outstanding."""
         self._commands.clear()
         self._commands.extend(self._session.handle(StopAsked()))
         while self._session.phase not in (Phase.IDLE, Phase.CLOSED):

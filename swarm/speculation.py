@@ -3,6 +3,8 @@
 A round with n drafted nodes brings 1 + the sum of their reach tokens, and takes a time that is fitted as
 fixed + per_row * n over the rounds before, with forgetting. A round without a draft is measured apart, because the step
 from one row to two is often the dearest. The tree is cut where tokens a second are the most; that may be at none.
+What has not been measured for long is tried again, drafts among plain rounds and a plain round among drafts, and what
+is known of it from before counts little then: the world may have changed.
 
 Source of the cost model: least squares with forgetting, as ShardFlow and SpecDec++ describe it; the form of the
 decision is SpecInfer's (arXiv 2305.09781) with measured cost in the place of a fixed budget.
@@ -18,9 +20,10 @@ MAX_TREE = 64
 FORGET = 0.85
 PROBE_AFTER = 16
 MAX_PROBE_AFTER = 128
+PLAIN_AFTER = 32
 FIRST_TREE = 8
 GUESSED_ROW_SHARE = 0.03
-"""Of a plain round's time, what one more row is taken to cost until it has been measured."""
+"""Of a plain round's time, what one more row is taken to cost at least until it has been measured."""
 
 
 @dataclass(slots=True)
@@ -33,16 +36,24 @@ class _Fit:
     xx: float = 0.0
     xy: float = 0.0
 
-    def add(self, num_nodes: int, seconds: float) -> None:
-        """One more round; earlier ones count less from now on."""
-        self.weight = self.weight * FORGET + 1
-        self.x = self.x * FORGET + num_nodes
-        self.y = self.y * FORGET + seconds
-        self.xx = self.xx * FORGET + num_nodes * num_nodes
-        self.xy = self.xy * FORGET + num_nodes * seconds
+    def add(self, num_nodes: int, seconds: float, keep: float) -> None:
+        """One more round; from now on earlier ones count ``keep`` of what they did."""
+        self.weight = self.weight * keep + 1
+        self.x = self.x * keep + num_nodes
+        self.y = self.y * keep + seconds
+        self.xx = self.xx * keep + num_nodes * num_nodes
+        self.xy = self.xy * keep + num_nodes * seconds
+
+    def slope_from(self, plain_seconds: float) -> float:
+        """Seconds a node, if half of what a drafted round takes beyond a plain one is its nodes' doing.
+
+        The other half is the step to several rows. All of it would keep a tree of one node from ever growing, none
+        of it would send large trees where every row is dear.
+        """
+        return (self.y - self.weight * plain_seconds) / self.x / 2
 
     def predict(self, num_nodes: int, guessed_slope: float) -> float:
-        """Seconds of a round of so many nodes; the slope leans on a guess as long as sizes hardly differ."""
+        """Seconds of a round of so many nodes; the slope leans on the guess as long as sizes hardly differ."""
         mean_x, mean_y = self.x / self.weight, self.y / self.weight
         spread = max(0.0, self.xx / self.weight - mean_x * mean_x)
         covariance = self.xy / self.weight - mean_x * mean_y
@@ -61,7 +72,8 @@ class Speculation:
         self._fixed = fixed
         self._plain: float | None = None
         self._drafted = _Fit()
-        self._rounds_without = 0
+        self._rounds_without = 0  # drafts, one after the other
+        self._rounds_with = 0
         self._probe_after = PROBE_AFTER
 
     @property
@@ -77,7 +89,9 @@ class Speculation:
             return draft[:0]  # the first round measures what a plain one takes
         if not self._drafted.weight:
             return draft[:FIRST_TREE]
-        guess = GUESSED_ROW_SHARE * self._plain
+        if self._rounds_with >= PLAIN_AFTER:
+            return draft[:0]
+        guess = max(GUESSED_ROW_SHARE * self._plain, self._drafted.slope_from(self._plain))
         best_size, best_rate = 0, 1.0 / self._plain
         tokens = 1.0
         for size, node in enumerate(draft, 1):
@@ -88,13 +102,23 @@ class Speculation:
         if best_size == 0 and self._rounds_without >= self._probe_after:
             self._probe_after = min(2 * self._probe_after, MAX_PROBE_AFTER)
             return draft[:2]
+        if best_size:
+            self._probe_after = PROBE_AFTER
         return draft[:best_size]
 
     def observe(self, num_nodes: int, seconds: float) -> None:
         """A round with so many drafted nodes took so long, from sending it to its verdict."""
         if num_nodes:
+            self._drafted.add(num_nodes, seconds, _keep(self._rounds_without))
+            self._rounds_with += 1
             self._rounds_without = 0
-            self._drafted.add(num_nodes, seconds)
         else:
+            keep = _keep(self._rounds_with)
+            self._plain = seconds if self._plain is None else keep * self._plain + (1 - keep) * seconds
             self._rounds_without += 1
-            self._plain = seconds if self._plain is None else FORGET * self._plain + (1 - FORGET) * seconds
+            self._rounds_with = 0
+
+
+def _keep(rounds_since: int) -> float:
+    """What earlier measurements still count when the latest of them is so many rounds ago."""
+    return FORGET ** max(1, rounds_since - PROBE_AFTER)

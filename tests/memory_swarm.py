@@ -10,7 +10,7 @@ from pathlib import Path
 
 from peer.checkpoint import Checkpoint
 from peer.engine import Outcome
-from peer.server import Server
+from peer.server import Compute, Server
 from peer.spans import SpanModel
 from routing.domain import ModelId, PeerRecord, PeerState, SamplingParams, Span
 from routing.identity import Identity
@@ -30,12 +30,14 @@ async def inline(run: Callable[[], list[Outcome]]) -> list[Outcome]:
 class MemoryPeer:
     """One serving peer."""
 
-    def __init__(self, network: MemoryNetwork, folder: Path, span: Span, seed: int, num_kv_tokens: int) -> None:
+    def __init__(
+        self, network: MemoryNetwork, folder: Path, span: Span, seed: int, num_kv_tokens: int, compute: Compute
+    ) -> None:
         self.identity = Identity(bytes([seed] * 32))
         self.transport: MemoryTransport = network.join(self.identity)
         checkpoint = Checkpoint.open(folder)
         self.model = ModelId("tiny", checkpoint.config_hash(), checkpoint.weights_hash())
-        self.server = Server(SpanModel(folder, span), self.model, self.transport, num_kv_tokens, inline)
+        self.server = Server(SpanModel(folder, span), self.model, self.transport, num_kv_tokens, compute)
         self.record = PeerRecord(
             model=self.model,
             num_blocks=checkpoint.config.num_blocks,
@@ -59,11 +61,13 @@ class MemoryPeer:
 class MemorySwarm:
     """Peers that serve the spans between ``cuts``, and the means to talk to them."""
 
-    def __init__(self, folder: Path, spans: Sequence[Span], delay_seconds: float, num_kv_tokens: int) -> None:
+    def __init__(
+        self, folder: Path, spans: Sequence[Span], delay_seconds: float, num_kv_tokens: int, compute: Compute
+    ) -> None:
         self.folder = folder
         self.network = MemoryNetwork(delay_seconds)
         self.peers = [
-            MemoryPeer(self.network, folder, span, seed, num_kv_tokens) for seed, span in enumerate(spans, 10)
+            MemoryPeer(self.network, folder, span, seed, num_kv_tokens, compute) for seed, span in enumerate(spans, 10)
         ]
         self.name = ModelName("tiny", self.peers[0].model.config)
         self._num_clients = 0
@@ -86,10 +90,11 @@ async def memory_swarm(
     spans: Sequence[Span] | None = None,
     delay_seconds: float = 0.05,
     num_kv_tokens: int = 10_000,
+    compute: Compute = inline,
 ) -> AsyncIterator[MemorySwarm]:
     """A swarm that serves until the end of the context."""
     spans = spans or [Span(start, end) for start, end in pairwise(cuts)]
-    swarm = MemorySwarm(folder, spans, delay_seconds, num_kv_tokens)
+    swarm = MemorySwarm(folder, spans, delay_seconds, num_kv_tokens, compute)
     tasks = [asyncio.create_task(peer.server.run(), name="server") for peer in swarm.peers]
     for peer in swarm.peers:
         await swarm.network.directory(peer.identity).publish(peer.record)

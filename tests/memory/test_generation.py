@@ -154,6 +154,35 @@ async def test_an_answer_that_the_reader_leaves_can_be_followed_by_another(
     assert_greedy(oracle, [*prompt, *heard, *PROMPTS[1]], second)
 
 
+async def test_an_answer_whose_reader_is_cancelled_can_be_followed_by_another(
+    folder: Path, references: list[list[int]], oracle: PreTrainedModel
+) -> None:
+    prompt = PROMPTS[0]
+    async with memory_swarm(folder) as swarm, swarm.client() as client, await client.open(500) as conversation:
+        heard: list[int] = []
+
+        async def listen() -> None:
+            async for tokens in conversation.ask(prompt, 48):
+                heard.extend(tokens)
+
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(listen(), 1.5)
+        second = await collect(conversation, PROMPTS[1], 10)
+    assert 0 < len(heard) < 48
+    assert heard == references[0][: len(heard)]
+    assert_greedy(oracle, [*prompt, *heard, *PROMPTS[1]], second)
+
+
+async def test_a_second_question_waits_for_the_first_answer(folder: Path, references: list[list[int]]) -> None:
+    async with memory_swarm(folder) as swarm, swarm.client() as client, await client.open(500) as conversation:
+        heard: list[int] = []
+        async for tokens in conversation.ask(PROMPTS[0], 8):
+            heard += tokens
+            with pytest.raises(ConfigError, match="one question at a time"):
+                await collect(conversation, PROMPTS[1], 10)
+    assert heard == references[0][:8]
+
+
 async def test_stop_ends_the_answer_and_what_was_emitted_stays(folder: Path, oracle: PreTrainedModel) -> None:
     prompt = PROMPTS[0]
     async with memory_swarm(folder) as swarm, swarm.client() as client, await client.open(500) as conversation:

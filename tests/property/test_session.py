@@ -1,0 +1,212 @@
+"""The session against a naive model: a target that is a plain function, and a verifier that compares whole texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from routing.tree import Node
+from routing.wire import MAX_WAVES_OUTSTANDING
+from swarm.drafting import PENDING, DraftNode
+from swarm.session import (
+    Asked,
+    Command,
+    Drafted,
+    Emit,
+    Finish,
+    FinishReason,
+    IllegalEvent,
+    Prefilled,
+    Propose,
+    SendWave,
+    Session,
+    StopAsked,
+    Verified,
+)
+
+VOCABULARY = 4
+ROOM = 1500
+Text = tuple[int, ...]
+
+tokens = st.integers(0, VOCABULARY - 1)
+questions = st.lists(tokens, min_size=1, max_size=6) | st.builds(
+    lambda token, length: [(token * i + i // 3) % VOCABULARY for i in range(length)], tokens, st.integers(120, 700)
+)
+drafts = st.lists(
+    st.tuples(st.just(-1) | st.integers(0, 1000), st.sampled_from(["right", "right", "right", "wrong"])), max_size=9
+)
+
+
+def target(text: Sequence[int]) -> int:
+    """The next token: some function of the last few and of the length."""
+    return sum((i + 2) * (token + 1) for i, token in enumerate(text[-5:])) * (len(text) + 3) % 11 % VOCABULARY
+
+
+class SessionMachine(RuleBasedStateMachine):
+    """Every node with its whole text is the naive model of what the hops hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.session = Session(ROOM)
+        self.text: list[int] = []  # questions and what was emitted
+        self.texts: dict[int, Text] = {0: ()}  # by node, of those that the hops still hold
+        self.nodes: dict[int, Node] = {}
+        self.last_node = self.last_wave = 0
+        self.outstanding: list[SendWave] = []
+        self.num_left = 0
+        self.stop_tokens: frozenset[int] = frozenset()
+        self.state = "idle"
+        self.is_stopping = self.is_pending = False
+
+    # --- what the hops do
+
+    def hold(self, wave: SendWave) -> None:
+        """Keep what is below the commit, add the nodes; nothing may be unknown."""
+        self.last_wave += 1
+        assert wave.wave == self.last_wave
+        commit = self.texts[wave.commit]
+        assert commit == tuple(self.text[: len(commit)]), "a commit is on the final text"
+        alive = {wave.commit}
+        for node in self.nodes.values():
+            if node.parent in alive:
+                alive.add(node.id)
+        self.nodes = {n: node for n, node in self.nodes.items() if n in alive}
+        self.texts = {n: text for n, text in self.texts.items() if n in alive}
+        for node in wave.nodes:
+            assert node.id > self.last_node
+            self.last_node = node.id
+            self.texts[node.id] = (*self.texts[node.parent], node.token)
+            self.nodes[node.id] = node
+        self.outstanding.append(wave)
+
+    def walk(self, start: int) -> tuple[list[int], int]:
+        path: list[int] = []
+        at = start
+        while True:
+            token = target(self.texts[at])
+            below = [node.id for node in self.nodes.values() if node.parent == at and node.token == token]
+            if not below:
+                return path, token
+            at = below[0]
+            path.append(at)
+
+    # --- what the user and the driver do
+
+    @precondition(lambda self: self.state == "idle")
+    @rule(question=questions, max_tokens=st.integers(1, 12), stop_tokens=st.frozensets(tokens, max_size=1))
+    def ask(self, question: list[int], max_tokens: int, stop_tokens: frozenset[int]) -> None:
+        event = Asked(tuple(question), max_tokens, stop_tokens)
+        if len(self.text) + len(question) + max_tokens > ROOM:
+            with pytest.raises(ValueError, match="more than the 1500"):
+                self.session.handle(event)
+            return
+        commands = self.session.handle(event)
+        num_unsent = len(question) + self.is_pending
+        self.text += question
+        self.num_left, self.stop_tokens, self.is_stopping, self.is_pending = max_tokens, stop_tokens, False, False
+        self.state = "answering"
+        assert isinstance(commands[0], SendWave)
+        assert commands[0].commit == commands[0].nodes[0].parent
+        assert len(self.texts[commands[0].commit]) == len(self.text) - num_unsent, "what was pending is sent, once"
+        self.send(commands)
+
+    @precondition(lambda self: self.outstanding)
+    @rule()
+    def answer(self) -> None:
+        wave = self.outstanding.pop(0)
+        if not wave.start:
+            self.send(self.session.handle(Prefilled(wave.wave)))
+            return
+        assert not self.outstanding
+        assert self.texts[wave.start] == tuple(self.text), "the walk begins at the end of the text"
+        path, next_token = self.walk(wave.start)
+        commands = self.session.handle(Verified(wave.wave, tuple(path), next_token))
+        if self.is_stopping:
+            assert commands == [Finish(FinishReason.CANCELLED)]
+            self.state = "idle"
+            return
+        said = [*(self.nodes[node].token for node in path), next_token]
+        self.check_answer(commands, said, len(path))
+
+    def check_answer(self, commands: list[Command], said: list[int], num_drafted: int) -> None:
+        """Exactly the target's own continuation, cut where the answer ends."""
+        expected: list[int] = []
+        for _ in said:
+            expected.append(target([*self.text, *expected]))
+            if expected[-1] in self.stop_tokens or len(expected) == self.num_left:
+                break
+        self.text += expected
+        self.num_left -= len(expected)
+        self.is_pending = len(expected) > num_drafted
+        emit = Emit(tuple(expected), min(len(expected), num_drafted))
+        if expected[-1] in self.stop_tokens:
+            assert commands == [emit, Finish(FinishReason.STOP)]
+        elif not self.num_left:
+            assert commands == [emit, Finish(FinishReason.LENGTH)]
+        else:
+            assert commands == [emit, Propose(self.num_left - 1)]
+        self.state = "idle" if isinstance(commands[1], Finish) else "drafting"
+
+    @precondition(lambda self: self.state == "drafting")
+    @rule(shape=drafts)
+    def draft(self, shape: list[tuple[int, str]]) -> None:
+        proposed: list[DraftNode] = []
+        texts: list[Text] = []
+        for choice, kind in shape:
+            parent = len(proposed) - 1 if choice < 0 else choice % (len(proposed) + 1) - 1
+            above = tuple(self.text) if parent == PENDING else texts[parent]
+            token = (target(above) + (kind == "wrong")) % VOCABULARY
+            texts.append((*above, token))
+            proposed.append(DraftNode(parent, token, 0.5))
+        [wave] = self.session.handle(Drafted(proposed))
+        assert isinstance(wave, SendWave)
+        assert wave.start == wave.nodes[0].id
+        assert wave.nodes[0].parent == wave.commit
+        assert self.texts[wave.commit] == tuple(self.text[:-1])
+        assert wave.nodes[0].token == self.text[-1], "the pending token comes first"
+        self.state, self.is_pending = "answering", False
+        self.send([wave])
+        assert [self.texts[node.id] for node in wave.nodes[1:]] == texts
+
+    @rule(really=st.integers(0, 5))
+    def stop(self, really: int) -> None:
+        if really:
+            return  # else hardly an answer would come to its own end
+        commands = self.session.handle(StopAsked())
+        if self.state == "drafting":
+            assert commands == [Finish(FinishReason.CANCELLED)]
+            assert self.is_pending
+            self.state = "idle"
+        else:
+            assert commands == []
+            self.is_stopping = True
+
+    @rule()
+    def what_can_not_happen_now_changes_nothing(self) -> None:
+        if self.state != "idle":
+            with pytest.raises(IllegalEvent, match="Asked while"):
+                self.session.handle(Asked((1,), 1))
+        if self.state != "drafting":
+            with pytest.raises(IllegalEvent, match="Drafted while"):
+                self.session.handle(Drafted(()))
+
+    # --- what always holds
+
+    def send(self, commands: list[Command]) -> None:
+        for command in commands:
+            assert isinstance(command, SendWave)
+            self.hold(command)
+
+    @invariant()
+    def few_waves_are_under_way_and_never_none_in_an_answer(self) -> None:
+        assert len(self.outstanding) <= MAX_WAVES_OUTSTANDING
+        assert bool(self.outstanding) == (self.state == "answering")
+        assert self.session.num_tokens == len(self.text) or self.state == "answering"
+
+
+TestSession = SessionMachine.TestCase
+TestSession.settings = settings(max_examples=200)
