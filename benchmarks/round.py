@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from peer.checkpoint import Checkpoint
 from routing.domain import Span
 from swarm.client import ModelName, SwarmClient
 from swarm.drafting import PENDING, Draft, DraftNode
@@ -73,7 +72,6 @@ async def measure(client: SwarmClient, prompt: list[int], num_rows: int) -> dict
 async def main(json_file: Path | None) -> None:
     """Start the swarm, measure each size, print and write."""
     folder = resolve(EMBEDDED, None, print)
-    checkpoint = Checkpoint.open(folder.path)
     cuts = (0, 10, 20, 30)
     plans = [PeerPlan(folder.path, folder.name, Span(start, end)) for start, end in pairwise(cuts)]
     prompt = Tokenizer.load(folder.path).encode("The river runs through the old town and")
@@ -81,7 +79,7 @@ async def main(json_file: Path | None) -> None:
     try:
         async with (
             LocalSwarm(plans, print) as local,
-            await SwarmClient.connect(ModelName(folder.name, checkpoint.config_hash()), local.initial_peers) as client,
+            await SwarmClient.connect(ModelName.of(folder.name, folder.path), local.initial_peers) as client,
         ):
             for num_rows in ROWS:
                 results.append(await measure(client, prompt, num_rows))

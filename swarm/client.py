@@ -1,6 +1,7 @@
 """The public API: text through a swarm. The driver; every decision is made elsewhere.
 
-    async with await SwarmClient.connect("smollm2-135m-instruct", initial_peers=[...]) as client:
+    model = ModelName.of("smollm2-135m-instruct", folder)
+    async with await SwarmClient.connect(model, ["/ip4/.../p2p/12D3KooW..."]) as client:
         async with await client.open(max_tokens=500) as conversation:
             async for tokens in conversation.ask(prompt_tokens, max_tokens=100):
                 ...
@@ -14,9 +15,11 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from peer.checkpoint import Checkpoint
 from routing.domain import ModelId, PeerId, PeerRecord, PeerState, Route, SamplingParams, Span
 from routing.errors import ConfigError, NotAuthorized, PeerError, WireError
 from routing.planner import best_route
@@ -45,6 +48,15 @@ class ModelName:
 
     name: str
     config: str
+
+    @classmethod
+    def of(cls, name: str, folder: Path) -> Self:
+        """Read it from the model's folder; config.json and tokenizer.json are enough.
+
+        Raises:
+            ConfigError: a file is missing or malformed.
+        """
+        return cls(name, Checkpoint.open(folder).config_hash())
 
 
 class SwarmClient:

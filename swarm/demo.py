@@ -63,7 +63,7 @@ async def demo(
         PeerPlan(folder.path, folder.name, Span(start, end), f"peer-{index}", delay_ms / 1000)
         for index, (start, end) in enumerate(pairwise(cuts), 1)
     ]
-    name = ModelName(folder.name, checkpoint.config_hash())
+    name = ModelName.of(folder.name, folder.path)
     try:
         async with LocalSwarm(plans, _say) as swarm:
             _say(f"joining as a client; every message takes {delay_ms:g} ms one way")

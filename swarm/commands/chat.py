@@ -52,6 +52,7 @@ async def _talk(
 ) -> None:
     lines = _Lines("> " if is_terminal else "")
     messages: list[dict[str, str]] = []
+    has_ended = False  # did the last answer end with its end token?
     is_answering = False
 
     def interrupt() -> None:
@@ -66,7 +67,6 @@ async def _talk(
         if not line.strip():
             continue
         messages.append({"role": "user", "content": line})
-        has_ended = conversation.stats.finish_reason is FinishReason.STOP
         try:
             tokens = next_turn(tokenizer, messages, has_ended=has_ended)
             is_answering = True
@@ -79,6 +79,7 @@ async def _talk(
             continue
         finally:
             is_answering = False
+        has_ended = conversation.stats.finish_reason is FinishReason.STOP
         messages.append({"role": "assistant", "content": answer})
         if shows_stats:
             say(describe(conversation.stats))

@@ -16,7 +16,7 @@ async def connect(folder: ModelFolder, initial_peers: list[str], delay_ms: float
         ConfigError: an address is none.
         SwarmError: no peer answers.
     """
-    name = ModelName(folder.name, Checkpoint.open(folder.path).config_hash())
+    name = ModelName.of(folder.name, folder.path)
     return await SwarmClient.connect(name, require_peers(initial_peers), delay_seconds=delay_ms / 1000)
 
 

@@ -6,15 +6,16 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from hivemind.dht.routing import DHTID
 from hivemind.p2p import PeerID
 
-from peer.checkpoint import Checkpoint
 from routing.domain import ModelId, PeerId, PeerRecord, PeerState, SamplingParams, Span
 from routing.errors import PeerUnreachable, WireError
 from routing.handshake import dial
@@ -49,7 +50,7 @@ class Running:
 
     @property
     def name(self) -> ModelName:
-        return ModelName(self.folder.name, Checkpoint.open(self.folder.path).config_hash())
+        return ModelName.of(self.folder.name, self.folder.path)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -86,6 +87,17 @@ async def test_generate_says_what_plain_transformers_says(running: Running) -> N
     ends = [index for index, token in enumerate(answers[0]) if token in tokenizer.eos_ids]
     assert result.out == tokenizer.decode(answers[0][: ends[0] if ends else None]) + "\n"
     assert "round trips" in result.err
+
+
+async def test_the_example_asks_the_swarm(running: Running) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "examples/ask.py", "Name a river.", stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE, env=environment(running.initial_peers), cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    async with asyncio.timeout(WAIT_SECONDS):
+        out, err = await process.communicate()
+    assert process.returncode == 0, err
+    assert "tokens a second over 0:10 at" in out.decode().splitlines()[-1]
 
 
 async def test_chat_over_a_pipe_answers_two_turns(running: Running) -> None:
