@@ -36,53 +36,69 @@ async def chat(
     require_peers(initial_peers)
     folder = find_model(model, cache_dir)
     tokenizer = Tokenizer.load(folder.path)
-    check_context(folder, context)
+    check_context(folder, context, "give a smaller --context")
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     async with (
         await connect(folder, initial_peers, delay_ms) as client,
         await client.open(context, params, speculation=Speculation(speculation)) as conversation,
     ):
+        talk = _Talk(conversation, tokenizer, max_tokens, context)
+        lines = _Lines("> " if is_terminal else "")
         if is_terminal:
             say(f"talking to {folder.name} over {conversation.route}; Ctrl-C stops an answer, Ctrl-D ends")
-        await _talk(conversation, tokenizer, max_tokens, is_terminal=is_terminal, shows_stats=shows_stats)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, talk.interrupt)
+        while (line := await lines.next()) is not None:
+            if line.strip():
+                await talk.answer(line)
+                if shows_stats:
+                    say(describe(conversation.stats))
 
 
-async def _talk(
-    conversation: Conversation, tokenizer: Tokenizer, max_tokens: int, *, is_terminal: bool, shows_stats: bool
-) -> None:
-    lines = _Lines("> " if is_terminal else "")
-    messages: list[dict[str, str]] = []
-    has_ended = False  # did the last answer end with its end token?
-    is_answering = False
+class _Talk:
+    """The turns so far, and what Ctrl-C means now."""
 
-    def interrupt() -> None:
-        if is_answering:
-            conversation.stop()
+    def __init__(self, conversation: Conversation, tokenizer: Tokenizer, max_tokens: int, context: int) -> None:
+        self._conversation = conversation
+        self._tokenizer = tokenizer
+        self._max_tokens = max_tokens
+        self._context = context
+        self._messages: list[dict[str, str]] = []
+        self._has_ended = False  # did the last answer end with its end token?
+        self._is_answering = False
+        self._is_stopping = False
+        self._task = asyncio.current_task()
+
+    async def answer(self, line: str) -> None:
+        """Answer one line on standard output.
+
+        Raises:
+            ConfigError: the chat is full, or the chat template refuses it.
+            GenerationFailed: a hop was lost.
+        """
+        self._messages.append({"role": "user", "content": line})
+        tokens = next_turn(self._tokenizer, self._messages, has_ended=self._has_ended)
+        room = self._context - self._conversation.num_tokens - len(tokens)
+        if room < 1:
+            raise ConfigError(
+                f"this chat has filled its {self._context} tokens: start a new one, or give a larger --context"
+            )
+        self._is_answering = True
+        try:
+            answer = await write_answer(self._conversation, self._tokenizer, tokens, min(self._max_tokens, room))
+        finally:
+            self._is_answering = self._is_stopping = False
+        self._has_ended = self._conversation.stats.finish_reason is FinishReason.STOP
+        self._messages.append({"role": "assistant", "content": answer})
+
+    def interrupt(self) -> None:
+        """Ctrl-C: stop the answer; a second time, when the swarm does not answer any more, end the chat."""
+        if self._is_stopping and self._task is not None:
+            self._task.cancel()
+        elif self._is_answering:
+            self._is_stopping = True
+            self._conversation.stop()
         else:
             say("\nCtrl-D ends the chat")
-
-    if is_terminal:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
-    while (line := await lines.next()) is not None:
-        if not line.strip():
-            continue
-        messages.append({"role": "user", "content": line})
-        try:
-            tokens = next_turn(tokenizer, messages, has_ended=has_ended)
-            is_answering = True
-            answer = await write_answer(conversation, tokenizer, tokens, max_tokens)
-        except ConfigError as error:
-            if not is_terminal:
-                raise
-            say(f"swarm: {error}")
-            messages.pop()
-            continue
-        finally:
-            is_answering = False
-        has_ended = conversation.stats.finish_reason is FinishReason.STOP
-        messages.append({"role": "assistant", "content": answer})
-        if shows_stats:
-            say(describe(conversation.stats))
 
 
 class _Lines:

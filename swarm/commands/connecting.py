@@ -20,8 +20,8 @@ async def connect(folder: ModelFolder, initial_peers: list[str], delay_ms: float
     return await SwarmClient.connect(name, require_peers(initial_peers), delay_seconds=delay_ms / 1000)
 
 
-def check_context(folder: ModelFolder, num_tokens: int) -> None:
-    """Does a text of so many tokens fit in what the model was made for?
+def check_context(folder: ModelFolder, num_tokens: int, hint: str) -> None:
+    """Does a text of so many tokens fit in what the model was made for? ``hint`` says what to do if not.
 
     Raises:
         ConfigError: it does not.
@@ -29,6 +29,5 @@ def check_context(folder: ModelFolder, num_tokens: int) -> None:
     longest = Checkpoint.open(folder.path).config.get("max_position_embeddings")
     if isinstance(longest, int) and num_tokens > longest:
         raise ConfigError(
-            f"{num_tokens} tokens of text and answer are more than the {longest} that {folder.name} can read: "
-            "shorten the text, or ask for fewer with --max-tokens"
+            f"{num_tokens} tokens of text and answer are more than the {longest} that {folder.name} can read: {hint}"
         )

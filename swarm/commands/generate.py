@@ -32,7 +32,7 @@ async def generate(
     folder = find_model(model, cache_dir)
     tokenizer = Tokenizer.load(folder.path)
     tokens = read_prompt(tokenizer, sys.stdin.read() if prompt == "-" else prompt, is_chat=is_chat)
-    check_context(folder, len(tokens) + max_tokens)
+    check_context(folder, len(tokens) + max_tokens, "shorten the text, or ask for fewer with --max-tokens")
     async with (
         await connect(folder, initial_peers, delay_ms) as client,
         await client.open(len(tokens) + max_tokens, params, speculation=Speculation(speculation)) as conversation,

@@ -58,9 +58,7 @@ async def _cancel_on_signals(main: Callable[[], Coroutine[object, object, int | 
     try:
         return await task or 0
     except asyncio.CancelledError:
-        if received:
-            return 128 + received[0]
-        raise
+        return 128 + (received[0] if received else signal.SIGINT)
 
 
 async def wait_for_signal(until: Awaitable[None]) -> None:

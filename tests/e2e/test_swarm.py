@@ -123,6 +123,16 @@ async def test_chat_over_a_pipe_answers_two_turns(running: Running) -> None:
     assert result.out.removeprefix(alone.out) == tokenizer.decode(tokens) + "\n"
 
 
+async def test_a_chat_that_is_full_says_so(running: Running) -> None:
+    questions = "Name a river.\n" + "and " * 60 + "\n"
+    result = await swarm(
+        "chat", "--context", "64", "--max-tokens", "8", initial_peers=running.initial_peers, stdin=questions
+    )
+    assert result.status == 1
+    assert len(result.out.splitlines()) == 1
+    assert result.err == "swarm: this chat has filled its 64 tokens: start a new one, or give a larger --context\n"
+
+
 class Screen:
     """What a program has written to its terminal."""
 
