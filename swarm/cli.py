@@ -150,7 +150,10 @@ def chat(
     model: Model = EMBEDDED,
     initial_peers: InitialPeers = [],  # noqa: B006
     max_tokens: MaxTokens = 512,
-    context: Annotated[int, typer.Option(help="Tokens of the whole chat that the peers keep.", min=16)] = 4096,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens of the whole chat, if the peers have room for so many. Default: 4096.", min=16),
+    ] = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     top_k: TopK = 0,

@@ -21,10 +21,10 @@ from typing import Self
 
 from peer.checkpoint import Checkpoint
 from routing.domain import ModelId, PeerId, PeerRecord, PeerState, Route, SamplingParams, Span
-from routing.errors import ConfigError, NotAuthorized, PeerError, WireError
+from routing.errors import ConfigError, NoRoute, NotAuthorized, PeerError, WireError
 from routing.planner import best_route
 from routing.transport import Directory, Transport
-from routing.wire import PROTOCOL_VERSION
+from routing.wire import PROTOCOL_VERSION, Pong
 from swarm.chain import Chain
 from swarm.conversation import Conversation
 from swarm.drafting import NGramProposer, Proposer
@@ -139,8 +139,14 @@ class SwarmClient:
         """Every model that a peer of this swarm serves."""
         return await self._directory.models()
 
-    async def find_route(self, num_rows: int = 1) -> tuple[ModelId, Route]:
+    async def find_route(self, num_kv_tokens: int = 0) -> tuple[ModelId, Route, int]:
         """The best route now, by measured round trips and what the peers say of themselves.
+
+        Args:
+            num_kv_tokens: peers with less room than this are taken only where there are no others.
+
+        Returns:
+            The model, the route, and the tokens of KV cache that its fullest hop has room for.
 
         Raises:
             NoRoute: some blocks are served by nobody who answers.
@@ -155,23 +161,29 @@ class SwarmClient:
                 else f"no peer of this swarm serves {self.model.name}: start one with `swarm serve MODEL`"
             )
         usable = [r for r in records if r.state is PeerState.ONLINE and r.protocol == PROTOCOL_VERSION]
-        seconds = dict(zip([r.peer for r in usable], await asyncio.gather(*map(self._rtt, usable)), strict=True))
-        one_way = {peer: rtt / 2 for peer, rtt in seconds.items() if rtt is not None}
+        answers = await asyncio.gather(*map(self._ping, usable))
+        pongs = {record.peer: answer for record, answer in zip(usable, answers, strict=True) if answer is not None}
 
         def latency(here: PeerId | None, there: PeerId | None) -> float:
-            ends = [one_way[peer] for peer in (here, there) if peer is not None]
+            ends = [pongs[peer][1] / 2 for peer in (here, there) if peer is not None]
             return sum(ends) / len(ends)
 
-        reached = [record for record in usable if record.peer in one_way]
-        route = best_route(reached or records[:0], records[0].num_blocks, latency, num_rows)
+        reached = [record for record in usable if record.peer in pongs]
+        roomy = [record for record in reached if pongs[record.peer][0].num_free_kv_tokens >= num_kv_tokens]
+        num_blocks = records[0].num_blocks
+        try:
+            route = best_route(roomy, num_blocks, latency)
+        except NoRoute:
+            route = best_route(reached, num_blocks, latency)
         log.info("route: %s", route)
-        return model, route
+        return model, route, min(pongs[hop.peer][0].num_free_kv_tokens for hop in route.hops)
 
     async def open(
         self,
         max_tokens: int,
         params: SamplingParams | None = None,
         *,
+        min_tokens: int | None = None,
         speculation: Speculation | None = None,
         proposer: Proposer | None = None,
     ) -> Conversation:
@@ -180,6 +192,7 @@ class SwarmClient:
         Args:
             max_tokens: the hops keep so much KV cache for it.
             params: how tokens are drawn; greedily by default.
+            min_tokens: where the peers have less room, a conversation that is no shorter than this will do.
             speculation: how many drafts to send; by measurement by default.
             proposer: what drafts; n-grams of the text by default.
 
@@ -187,17 +200,20 @@ class SwarmClient:
             NoRoute: some blocks are served by nobody.
             PeerError, ConfigError: a hop can't or does not want to.
         """
-        model, route = await self.find_route()
-        chain = await Chain.open(self.links, str(model), route, max_tokens + 2 * MAX_TREE, params or SamplingParams())
+        beside = 2 * MAX_TREE  # drafts, and those of the answer before
+        model, route, room = await self.find_route(max_tokens + beside)
+        if min_tokens is not None:
+            max_tokens = max(min_tokens, min(max_tokens, room - beside))
+        chain = await Chain.open(self.links, str(model), route, max_tokens + beside, params or SamplingParams())
         return Conversation(
             chain, Session(max_tokens), speculation or Speculation(), proposer or NGramProposer(), self.links
         )
 
-    async def _rtt(self, record: PeerRecord) -> float | None:
-        """Seconds of a round trip, or None if the peer does not answer."""
+    async def _ping(self, record: PeerRecord) -> tuple[Pong, float] | None:
+        """A peer's Pong and the seconds of the round trip, or None if it does not answer."""
         try:
             link = await self.links.get(record.peer, record.addresses, PING_SECONDS)
-            return (await link.ping(PING_SECONDS))[1]
+            return await link.ping(PING_SECONDS)
         except (PeerError, WireError, NotAuthorized) as error:
             log.info("%s", error)
             return None

@@ -110,6 +110,11 @@ class Conversation:
         return self._chain.timings
 
     @property
+    def max_tokens(self) -> int:
+        """Tokens that the whole text may have."""
+        return self._session.max_tokens
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of the text so far."""
         return self._session.num_tokens

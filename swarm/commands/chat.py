@@ -10,7 +10,7 @@ from pathlib import Path
 
 from routing.domain import SamplingParams
 from routing.errors import ConfigError
-from swarm.commands.connecting import check_context, connect
+from swarm.commands.connecting import check_context, connect, longest_text
 from swarm.commands.generate import describe, write_answer
 from swarm.commands.running import find_model, require_peers, say
 from swarm.conversation import Conversation
@@ -19,6 +19,10 @@ from swarm.speculation import Speculation
 from swarm.tokenizer import Tokenizer
 from swarm.turns import next_turn
 
+DEFAULT_CONTEXT = 4096
+MIN_CONTEXT = 16
+"""Tokens of a chat that is still one, where the peers have little room."""
+
 
 async def chat(
     model: str,
@@ -26,7 +30,7 @@ async def chat(
     initial_peers: list[str],
     params: SamplingParams,
     max_tokens: int,
-    context: int,
+    context: int | None,
     speculation: int | None,
     shows_stats: bool,
     cache_dir: Path | None,
@@ -36,13 +40,17 @@ async def chat(
     require_peers(initial_peers)
     folder = find_model(model, cache_dir)
     tokenizer = Tokenizer.load(folder.path)
+    if context is None:
+        context = min(DEFAULT_CONTEXT, longest_text(folder) or DEFAULT_CONTEXT)
     check_context(folder, context, "give a smaller --context")
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     async with (
         await connect(folder, initial_peers, delay_ms) as client,
-        await client.open(context, params, speculation=Speculation(speculation)) as conversation,
+        await client.open(
+            context, params, min_tokens=MIN_CONTEXT, speculation=Speculation(speculation)
+        ) as conversation,
     ):
-        talk = _Talk(conversation, tokenizer, max_tokens, context)
+        talk = _Talk(conversation, tokenizer, max_tokens)
         lines = _Lines("> " if is_terminal else "")
         if is_terminal:
             say(f"talking to {folder.name} over {conversation.route}; Ctrl-C stops an answer, Ctrl-D ends")
@@ -57,11 +65,10 @@ async def chat(
 class _Talk:
     """The turns so far, and what Ctrl-C means now."""
 
-    def __init__(self, conversation: Conversation, tokenizer: Tokenizer, max_tokens: int, context: int) -> None:
+    def __init__(self, conversation: Conversation, tokenizer: Tokenizer, max_tokens: int) -> None:
         self._conversation = conversation
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
-        self._context = context
         self._messages: list[dict[str, str]] = []
         self._has_ended = False  # did the last answer end with its end token?
         self._is_answering = False
@@ -77,11 +84,10 @@ class _Talk:
         """
         self._messages.append({"role": "user", "content": line})
         tokens = next_turn(self._tokenizer, self._messages, has_ended=self._has_ended)
-        room = self._context - self._conversation.num_tokens - len(tokens)
+        context = self._conversation.max_tokens
+        room = context - self._conversation.num_tokens - len(tokens)
         if room < 1:
-            raise ConfigError(
-                f"this chat has filled its {self._context} tokens: start a new one, or give a larger --context"
-            )
+            raise ConfigError(f"this chat has filled its {context} tokens: start a new one, or give a larger --context")
         self._is_answering = True
         try:
             answer = await write_answer(self._conversation, self._tokenizer, tokens, min(self._max_tokens, room))

@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from routing.domain import SamplingParams, Span
-from routing.errors import ConfigError
+from routing.errors import ConfigError, PeerBusy, PeerRefused
 from tests.memory_swarm import collect, generate, memory_swarm
 from tests.proposers import Knowing
 from tests.tiny_models import assert_greedy, greedy, make_llama, plain
@@ -204,6 +204,29 @@ async def test_stop_ends_the_answer_and_what_was_emitted_stays(folder: Path, ora
         assert conversation.stats.finish_reason.value == "cancelled"
         second = await collect(conversation, PROMPTS[1], 10)
     assert_greedy(oracle, [*prompt, *heard, *PROMPTS[1]], second)
+
+
+async def test_a_conversation_can_be_shorter_where_the_peers_have_little_room(folder: Path) -> None:
+    async with memory_swarm(folder, num_kv_tokens=500) as swarm, swarm.client() as client:
+        with pytest.raises(PeerRefused, match="1128 tokens are more than all the 500"):
+            await client.open(1000)
+        async with await client.open(1000, min_tokens=16) as conversation:
+            assert conversation.max_tokens == 500 - 128
+            assert len(await collect(conversation, PROMPTS[0], 100)) == 100
+            with pytest.raises(PeerBusy, match="is full"):
+                await client.open(1000, min_tokens=16)
+
+
+async def test_peers_that_have_room_are_preferred(folder: Path) -> None:
+    async with (
+        memory_swarm(folder, spans=[Span(0, 6), Span(0, 6)]) as swarm,
+        swarm.client() as client,
+        await client.open(9000) as first,
+        await client.open(9000) as second,
+    ):
+        assert {first.route.hops[0].peer, second.route.hops[0].peer} == {peer.record.peer for peer in swarm.peers}
+        with pytest.raises(PeerBusy):
+            await client.open(9000)
 
 
 async def test_more_than_the_conversation_was_opened_for_is_refused(folder: Path) -> None:
