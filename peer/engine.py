@@ -1,6 +1,6 @@
 """The forward pass: waves of many sessions in, rows or verdicts out. Everything above knows neither device nor dtype.
 
-Session.take(wave) -> Step        on the event loop: the tree grows, what can't be done is refused
+SpanSession.take(wave) -> Step        on the event loop: the tree grows, what can't be done is refused
 Engine.run([Step]) -> [Outcome]   on the compute thread: caches, one ragged pass, verification at the last hop
 """
 
@@ -22,7 +22,7 @@ from routing.tree import Node, TokenTree
 
 
 @dataclass(slots=True)
-class Session:
+class SpanSession:
     """What a span holds of one session: its tree and its keys and values."""
 
     cache: KVCache
@@ -68,7 +68,7 @@ class Step:
         rows: their input [nodes, hidden], or None for the embedding of their tokens.
     """
 
-    session: Session
+    session: SpanSession
     first: int
     kept: Sequence[int]
     start: int
@@ -101,9 +101,9 @@ class Engine:
     def __init__(self, model: SpanModel) -> None:
         self.model = model
 
-    def new_session(self, params: SamplingParams, max_tokens: int) -> Session:
+    def new_session(self, params: SamplingParams, max_tokens: int) -> SpanSession:
         """An empty session of at most so many tokens."""
-        return Session(self.model.new_cache(max_tokens), params, TokenTree())
+        return SpanSession(self.model.new_cache(max_tokens), params, TokenTree())
 
     @torch.inference_mode()
     def run(self, steps: Sequence[Step]) -> list[Outcome]:

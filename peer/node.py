@@ -1,6 +1,6 @@
 """The life of a serving peer: join, choose blocks, load, announce, serve, say goodbye.
 
-async with await Node.start(settings, progress) as node:
+async with await ServingPeer.start(settings, progress) as node:
     await node.wait()
 """
 
@@ -20,9 +20,7 @@ from typing import Self
 
 import torch
 
-from peer.checkpoint import Checkpoint
-from peer.engine import Engine, Outcome
-from peer.memory import (
+from peer.capacity import (
     ELEMENT_BYTES,
     check_fits,
     format_bytes,
@@ -30,6 +28,8 @@ from peer.memory import (
     kv_tokens_that_fit,
     num_blocks_that_fit,
 )
+from peer.checkpoint import Checkpoint
+from peer.engine import Engine, Outcome
 from peer.server import Server
 from peer.spans import DTYPES, SpanModel
 from routing.domain import ModelId, PeerRecord, PeerState, SamplingParams, Span
@@ -37,7 +37,7 @@ from routing.errors import ConfigError, SwarmError
 from routing.identity import Identity
 from routing.p2p import P2PNode, get_dht_time
 from routing.placement import worst_covered
-from routing.tree import Node as TreeNode
+from routing.tree import Node
 from routing.version import __version__
 from routing.wire import PROTOCOL_VERSION
 
@@ -49,7 +49,7 @@ MEASURED_ROWS = (1, 8, 32)
 
 
 @dataclass(frozen=True, slots=True)
-class NodeSettings:
+class PeerSettings:
     """What a serving peer is told.
 
     Attributes:
@@ -81,7 +81,7 @@ class NodeSettings:
     delay_seconds: float = 0.0
 
 
-class Node:
+class ServingPeer:
     """A peer that serves. Made by ``start``; the context says goodbye at its end."""
 
     def __init__(self, p2p: P2PNode, server: Server, record: PeerRecord, executor: ThreadPoolExecutor) -> None:
@@ -92,7 +92,7 @@ class Node:
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
-    async def start(cls, settings: NodeSettings, progress: Callable[[str], None]) -> Self:
+    async def start(cls, settings: PeerSettings, progress: Callable[[str], None]) -> Self:
         """Join the swarm, load the blocks and announce them; ``progress`` hears of every longer wait.
 
         Raises:
@@ -258,7 +258,7 @@ def _measure(model: SpanModel, clock: Callable[[], float]) -> tuple[tuple[int, f
     for num_rows in MEASURED_ROWS:
         for _ in range(2):
             session = engine.new_session(SamplingParams(), num_rows)
-            nodes = [TreeNode(index + 1, index, 0) for index in range(num_rows)]
+            nodes = [Node(index + 1, index, 0) for index in range(num_rows)]
             rows = None if model.is_first else torch.zeros(num_rows, model.hidden_size, dtype=model.dtype)
             step = session.take(0, 0, nodes, rows)
             began = clock()

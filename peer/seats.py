@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from peer.engine import Engine, Session
+from peer.engine import Engine, SpanSession
 from peer.spans import SpanModel
 from routing.domain import Hop, ModelId, PeerId, Route, SessionId, Span, short
 from routing.errors import NotAuthorized, PeerError, PeerUnreachable, SwarmError, WireError
@@ -57,7 +57,7 @@ class Seat:
     client: MessageStream
     predecessor: PeerId
     engine: Engine
-    session: Session
+    session: SpanSession
     num_granted: int
     last_active: float
     next_hop: MessageStream | None = None

@@ -42,11 +42,12 @@ class VersionMismatch(WireError):
 
 
 class PeerError(SwarmError):
-    """Something went wrong with one peer."""
+    """Something went wrong with one peer; ``reason`` is the text without its name."""
 
     def __init__(self, peer: PeerId, message: str) -> None:
         super().__init__(f"peer {short(peer)}: {message}")
         self.peer = peer
+        self.reason = message
 
 
 class PeerUnreachable(PeerError):

@@ -63,7 +63,7 @@ class Identity:
                 return identity
             data = file.read_bytes()
         except OSError as error:
-            raise ConfigError(f"identity file {file}: {error.strerror}") from None
+            raise ConfigError(f"identity file {file}: {error.strerror}; its folder must be there already") from None
         if len(data) != 68 or not data.startswith(_KEY_HEAD):
             raise ConfigError(f"{file} is no Ed25519 key of libp2p: name a file that does not exist to get a new one")
         identity = cls(data[4:36])
@@ -73,7 +73,6 @@ class Identity:
 
     def save(self, file: Path) -> None:
         """Write the key for ``load_or_create`` and the libp2p daemon; refuses to replace a file."""
-        file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
         with os.fdopen(descriptor, "wb") as out:
             out.write(_KEY_HEAD + self._seed + self._public)

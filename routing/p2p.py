@@ -242,8 +242,7 @@ class P2PNode:
         except TimeoutError:
             tried = ", ".join(f"{address}/p2p/{peer}" for peer, address in peers)
             raise SwarmError(
-                f"no bootstrap answered within {seconds:.0f} s: {tried}, check that it runs and that the address is "
-                "right"
+                f"no peer answered within {seconds:.0f} s at {tried}: check that it runs and that the address is right"
             ) from None
         await self._dht.find_nearest_nodes([self._dht.node_id])
 

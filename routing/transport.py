@@ -1,6 +1,6 @@
 """The two seams to the network: how peers are dialled, and how they are found.
 
-``routing.p2p`` has both over libp2p and a DHT, ``routing.memory`` both inside one process.
+``routing.p2p`` has both over libp2p and a DHT, ``routing.in_memory`` both inside one process.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import contextlib
 import secrets
 
 from routing.domain import Hop, PeerId, Route, SamplingParams, SessionId, short
-from routing.errors import PeerBusy, PeerRefused, PeerTimeout, PeerUnreachable, SwarmError
+from routing.errors import PeerBusy, PeerError, PeerRefused, PeerTimeout, PeerUnreachable, SwarmError
 from routing.wire import Busy, Close, Done, Fault, Opened, Timing, Verdict, Wave, open_message
 from swarm.links import Inbox, Link, Links
 from swarm.session import Prefilled, RouteLost, SendWave, Verified
@@ -73,7 +73,8 @@ class Chain:
                     hop = self._hop(peer)
                     match message:
                         case SwarmError():
-                            return RouteLost(f"{hop} was lost: {message}")
+                            reason = message.reason if isinstance(message, PeerError) else str(message)
+                            return RouteLost(f"{hop} was lost: {reason}")
                         case Fault():
                             return RouteLost(f"{hop} can't go on: {message.text}")
                         case Verdict() if peer == self.route.hops[-1].peer:

@@ -205,7 +205,7 @@ def status(
 def demo(
     prompt: Annotated[str | None, typer.Option(help="The question. Default: to rewrite a short function.")] = None,
     max_tokens: MaxTokens = 64,
-    delay_ms: Annotated[float, typer.Option("--delay-ms", help="One way, on every link.")] = 50.0,
+    delay_ms: Annotated[float, typer.Option("--delay-ms", help="One way, on every link.", min=0.0)] = 50.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     cache_dir: CacheDir = None,
     verbose: Verbose = False,
@@ -217,8 +217,9 @@ def demo(
         from swarm.demo import QUESTION
         from swarm.demo import demo as run_demo
 
+        question = QUESTION if prompt is None else prompt
         return await run_demo(
-            prompt=prompt or QUESTION, max_tokens=max_tokens, delay_ms=delay_ms, json_file=json_file, folder=folder
+            prompt=question, max_tokens=max_tokens, delay_ms=delay_ms, json_file=json_file, folder=folder
         )
 
     run(command, is_verbose=verbose)

@@ -52,8 +52,8 @@ async def demo(
     folder: ModelFolder,
 ) -> int:
     """Run it; the exit status is 1 if the two texts differ."""
-    if delay_ms < 0:
-        raise ConfigError(f"--delay-ms {delay_ms}: give 0 or more")
+    if json_file is not None:
+        _write_json(json_file, {})  # better a refusal now than after the answers
     tokenizer = Tokenizer.load(folder.path)
     checkpoint = Checkpoint.open(folder.path)
     tokens = read_prompt(tokenizer, prompt, is_chat=True)

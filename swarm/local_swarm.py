@@ -49,8 +49,8 @@ class LocalProcess:
     def __init__(self, name: str, plan: PeerPlan | None, initial_peers: Sequence[str], log: Path) -> None:
         self.name = name
         self.log = log
+        _start_fork_server()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOAD)
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
             target=_run_child, args=(theirs, str(log), plan, tuple(initial_peers)), name=name, daemon=True
@@ -180,6 +180,16 @@ class LocalSwarm:
         return self._processes[-1]
 
 
+def _start_fork_server() -> None:
+    """Start it if it does not run; Ctrl-C is not for it, also not while it still loads."""
+    forkserver.set_forkserver_preload(_PRELOAD)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def stop_fork_server() -> None:
     """End the fork server and its helper at once; by themselves they end a moment after us."""
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
@@ -232,10 +242,10 @@ async def _bootstrap(pipe: Connection) -> None:
 
 
 async def _serve(pipe: Connection, plan: PeerPlan, initial_peers: tuple[str, ...]) -> None:
-    from peer.node import Node, NodeSettings
+    from peer.node import PeerSettings, ServingPeer
     from routing.identity import Identity
 
-    settings = NodeSettings(
+    settings = PeerSettings(
         folder=plan.folder,
         model_name=plan.model_name,
         identity=Identity.generate(),
@@ -245,6 +255,6 @@ async def _serve(pipe: Connection, plan: PeerPlan, initial_peers: tuple[str, ...
         name=plan.name,
         delay_seconds=plan.delay_seconds,
     )
-    async with await Node.start(settings, print) as node:
+    async with await ServingPeer.start(settings, print) as node:
         pipe.send(node.p2p.join_addresses)
         await node.wait()

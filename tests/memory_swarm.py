@@ -14,7 +14,7 @@ from peer.server import Compute, Server
 from peer.spans import SpanModel
 from routing.domain import ModelId, PeerRecord, PeerState, SamplingParams, Span
 from routing.identity import Identity
-from routing.memory import MemoryNetwork, MemoryTransport
+from routing.in_memory import MemoryNetwork, MemoryTransport
 from routing.wire import PROTOCOL_VERSION
 from swarm.client import ModelName, SwarmClient
 from swarm.conversation import Conversation, Stats

@@ -104,7 +104,7 @@ class _Talk:
             self._is_stopping = True
             self._conversation.stop()
         else:
-            say("\nCtrl-D ends the chat")
+            print("\nCtrl-D ends the chat\n> ", end="", file=sys.stderr, flush=True)
 
 
 class _Lines:

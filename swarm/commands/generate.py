@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
@@ -31,7 +32,7 @@ async def generate(
     require_peers(initial_peers)
     folder = find_model(model, cache_dir)
     tokenizer = Tokenizer.load(folder.path)
-    tokens = read_prompt(tokenizer, sys.stdin.read() if prompt == "-" else prompt, is_chat=is_chat)
+    tokens = read_prompt(tokenizer, _read_standard_input() if prompt == "-" else prompt, is_chat=is_chat)
     check_context(folder, len(tokens) + max_tokens, "shorten the text, or ask for fewer with --max-tokens")
     async with (
         await connect(folder, initial_peers, delay_ms) as client,
@@ -68,12 +69,19 @@ async def write_answer(conversation: Conversation, tokenizer: Tokenizer, tokens:
     try:
         async for emitted in conversation.ask(tokens, max_tokens, tokenizer.eos_ids):
             answer += _write(stream.push(emitted))
-    except GenerationFailed:
+    except (GenerationFailed, asyncio.CancelledError):
         _write(stream.finish() + "\n")
         raise
     answer += _write(stream.finish())
     _write("\n")
     return answer
+
+
+def _read_standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"standard input is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def _write(text: str) -> str:

@@ -44,7 +44,7 @@ SpeculationText = Annotated[
     str, typer.Option("--speculation", help="auto: as far as it pays; off; or a number of drafts to send each round.")
 ]
 Delay = Annotated[
-    float, typer.Option("--delay-ms", help="Hold back all that is sent for so long, as a long line would.")
+    float, typer.Option("--delay-ms", help="Hold back all that is sent for so long, as a long line would.", min=0.0)
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Of the answer, at most.", min=1)]
 ShowStats = Annotated[bool, typer.Option("--stats", help="Say on standard error what the answer took.")]

@@ -38,6 +38,8 @@ def run(main: Callable[[], Coroutine[object, object, int | None]], *, is_verbose
     except SwarmError as error:
         say(f"swarm: {error}")
         status = 1
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
     except BrokenPipeError:  # who read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail too
         status = 1
@@ -85,7 +87,11 @@ def find_model(model: str, cache_dir: Path | None) -> ModelFolder:
     Raises:
         ConfigError: there is no such model.
     """
-    return resolve(model, cache_dir, say)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # an import holds up the loop for seconds
+    try:
+        return resolve(model, cache_dir, say)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def require_peers(initial_peers: list[str]) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from peer.capacity import ELEMENT_BYTES, check_fits, free_bytes, parse_bytes
 from peer.checkpoint import Checkpoint
-from peer.memory import ELEMENT_BYTES, check_fits, free_bytes, parse_bytes
 from routing.addresses import check_announce, check_listen, check_peer, is_loopback
 from routing.domain import Span
 from routing.errors import ConfigError
@@ -43,9 +43,9 @@ async def serve(
         limit = max_bytes if max_bytes is not None else free_bytes(device) // 2
         check_fits(Checkpoint.open(folder.path), span, limit, ELEMENT_BYTES[dtype])
     say("loading torch and libp2p")
-    from peer.node import Node, NodeSettings
+    from peer.node import PeerSettings, ServingPeer
 
-    settings = NodeSettings(
+    settings = PeerSettings(
         folder=folder.path,
         model_name=folder.name,
         identity=Identity.generate() if identity_file is None else Identity.load_or_create(identity_file),
@@ -59,7 +59,7 @@ async def serve(
         name=name,
         delay_seconds=delay_ms / 1000,
     )
-    async with await Node.start(settings, say) as node:
+    async with await ServingPeer.start(settings, say) as node:
         say(f"serving the blocks {node.span} of {node.model}" + ("" if peers else ": a new swarm of its own"))
         addresses = node.p2p.join_addresses
         reachable = [address for address in addresses if not is_loopback(address)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from peer.engine import Engine, Outcome, Session
+from peer.engine import Engine, Outcome, SpanSession
 from peer.spans import SpanModel
 from routing.domain import SamplingParams, Span
 from routing.errors import ConfigError
@@ -28,10 +28,10 @@ class Chain:
     def __init__(self, folder: Path, cuts: Sequence[int]) -> None:
         self.engines = [Engine(SpanModel(folder, Span(start, end))) for start, end in itertools.pairwise(cuts)]
 
-    def open(self, params: SamplingParams = GREEDY, max_tokens: int = 1000) -> list[Session]:
+    def open(self, params: SamplingParams = GREEDY, max_tokens: int = 1000) -> list[SpanSession]:
         return [engine.new_session(params, max_tokens) for engine in self.engines]
 
-    def run(self, waves: Sequence[tuple[list[Session], int, int, list[Node]]]) -> list[Outcome]:
+    def run(self, waves: Sequence[tuple[list[SpanSession], int, int, list[Node]]]) -> list[Outcome]:
         """Waves (sessions, commit, start, nodes) in one pass of each engine."""
         rows: list[Tensor | None] = [None] * len(waves)
         outcomes: list[Outcome] = []
@@ -111,7 +111,9 @@ def test_two_sessions_in_one_pass_equal_each_of_them_alone(folder: Path) -> None
     prompts = [PROMPT, PROMPT[::-1][:7]]
     sampled = [SamplingParams(temperature=0.8, top_p=0.9, seed=seed) for seed in (1, 2)]
 
-    def wave(session: list[Session], tokens: list[int], done: int) -> tuple[list[Session], int, int, list[Node]]:
+    def wave(
+        session: list[SpanSession], tokens: list[int], done: int
+    ) -> tuple[list[SpanSession], int, int, list[Node]]:
         new = tokens[done:]
         return (session, done, len(tokens), chain_of(new, done + 1, done))
 

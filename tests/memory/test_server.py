@@ -18,7 +18,7 @@ from routing.domain import SessionId as Id
 from routing.errors import GenerationFailed, PeerBusy, PeerRefused, PeerUnreachable
 from routing.handshake import dial
 from routing.identity import Identity
-from routing.memory import MemoryTransport
+from routing.in_memory import MemoryTransport
 from routing.streams import MessageStream
 from routing.wire import (
     MAX_MESSAGE_BYTES,

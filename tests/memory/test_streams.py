@@ -11,7 +11,7 @@ from routing.domain import PeerId
 from routing.errors import NotAuthorized, PeerRefused, PeerTimeout, PeerUnreachable, VersionMismatch, WireError
 from routing.handshake import check_hello, dial, welcome
 from routing.identity import Identity
-from routing.memory import MemoryNetwork, MemoryTransport
+from routing.in_memory import MemoryNetwork, MemoryTransport
 from routing.streams import MessageStream
 from routing.wire import Bye, Fault, Hello, Ping, Pong, Ready
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from peer import kv_cache
-from peer.engine import Session
+from peer.engine import SpanSession
 from peer.kv_cache import KVCache
 from routing.domain import SamplingParams
 from routing.tree import Node, TokenTree
@@ -22,7 +22,7 @@ class CacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         cache = KVCache(3, LAYERS, HEADS, DIM, MAX_TOKENS, torch.float32, torch.device("cpu"))
-        self.session = Session(cache, SamplingParams(), TokenTree())
+        self.session = SpanSession(cache, SamplingParams(), TokenTree())
         self.next_id = 1
 
     @rule(choices=st.lists(st.integers(0, 1000), min_size=1, max_size=6), commit=st.integers(0, 1000))

@@ -117,11 +117,16 @@ def test_a_huge_record_is_refused_before_it_is_read() -> None:
 
 
 def test_a_key_file_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
-    file = tmp_path / "keys" / "peer.key"
+    file = tmp_path / "peer.key"
     first = Identity.load_or_create(file)
     assert Identity.load_or_create(file).peer_id == first.peer_id
     assert stat.S_IMODE(file.stat().st_mode) == 0o400
     assert file.read_bytes()[:4] == bytes((8, 1, 18, 64))
+
+
+def test_a_folder_that_is_not_there_is_taken_for_a_typing_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="folder must be there"):
+        Identity.load_or_create(tmp_path / "keys" / "peer.key")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", bytes((8, 1, 18, 64)) + bytes(64)], ids=repr)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from peer.checkpoint import Checkpoint
-from peer.memory import (
+from peer.capacity import (
     MAX_KV_TOKENS,
     MIN_KV_TOKENS,
     check_fits,
@@ -16,6 +15,7 @@ from peer.memory import (
     parse_bytes,
     weights_bytes,
 )
+from peer.checkpoint import Checkpoint
 from routing.domain import Span
 from routing.errors import ConfigError
 from tests.unit.tiny_checkpoint import block, ends, write_config, write_safetensors
@@ -75,7 +75,7 @@ def test_as_many_blocks_are_served_as_fit_anywhere(checkpoint: Checkpoint) -> No
         num_blocks_that_fit(checkpoint, LAST + one - 1, 4)
 
 
-@pytest.mark.parametrize("max_bytes", range(70_000, 300_000, 7_000))
+@pytest.mark.parametrize("max_bytes", range(LAST + BLOCK + MIN_KV_TOKENS * KV, 5 * MIN_KV_TOKENS * KV, 40_009))
 def test_whatever_is_chosen_fits_wherever_it_lies(checkpoint: Checkpoint, max_bytes: int) -> None:
     count = num_blocks_that_fit(checkpoint, max_bytes, 4)
     for start in range(NUM_BLOCKS - count + 1):
@@ -84,7 +84,7 @@ def test_whatever_is_chosen_fits_wherever_it_lies(checkpoint: Checkpoint, max_by
 
 def test_what_the_weights_leave_is_kv_cache(checkpoint: Checkpoint) -> None:
     span = Span(1, 3)
-    assert kv_tokens_that_fit(checkpoint, span, 2 * BLOCK + 3000 * 2 * KV, 4) == 3000
+    assert kv_tokens_that_fit(checkpoint, span, 2 * BLOCK + 9000 * 2 * KV, 4) == 9000
     assert kv_tokens_that_fit(checkpoint, span, 1 << 40, 4) == MAX_KV_TOKENS
     with pytest.raises(ConfigError, match="the blocks 1:3 need"):
         kv_tokens_that_fit(checkpoint, span, 2 * BLOCK + (MIN_KV_TOKENS - 1) * 2 * KV, 4)
