@@ -94,6 +94,11 @@ class MemoryTransport:
         for pipe in self._pipes:
             pipe.close()
 
+    def fall_silent(self) -> None:
+        """Be as a stopped process is: streams stay open, and nothing comes out of them any more."""
+        for pipe in self._pipes:
+            pipe.is_silent = True
+
     def _accept(self, stream: MessageStream) -> None:
         task = asyncio.create_task(self._serve(stream), name=f"stream from {stream.remote[-6:]}")
         self._tasks.add(task)
@@ -112,12 +117,14 @@ class _Pipe:
 
     def __init__(self) -> None:
         self.reader = asyncio.StreamReader()
+        self.is_silent = False
         self._is_closed = False
 
     def write(self, data: bytes) -> None:
         if self._is_closed:
             raise ConnectionResetError("the pipe is closed")
-        self.reader.feed_data(data)
+        if not self.is_silent:
+            self.reader.feed_data(data)
 
     async def drain(self) -> None:
         await asyncio.sleep(0)

@@ -8,12 +8,13 @@ import secrets
 
 from routing.domain import Hop, PeerId, Route, SamplingParams, SessionId, short
 from routing.errors import PeerBusy, PeerError, PeerRefused, PeerTimeout, PeerUnreachable, SwarmError
-from routing.wire import Busy, Close, Done, Fault, Opened, Timing, Verdict, Wave, open_message
+from routing.wire import Busy, Close, Done, Fault, Message, Opened, Timing, Verdict, Wave, open_message
 from swarm.links import Inbox, Link, Links
 from swarm.session import Prefilled, RouteLost, SendWave, Verified
 
 OPEN_SECONDS = 30.0
 ANSWER_SECONDS = 60.0
+QUIET_SECONDS = 5.0
 
 
 class Chain:
@@ -65,27 +66,44 @@ class Chain:
         self._links[0].stream.send(Wave(self._session, 0, wave.wave, wave.commit, wave.start, nodes))
 
     async def answer(self) -> Prefilled | Verified | RouteLost:
-        """What the hops say next."""
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                while True:
+        """What the hops say next. When none has said anything for a while, each is asked whether it is there."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + ANSWER_SECONDS
+        while clock() < deadline:
+            try:
+                async with asyncio.timeout(QUIET_SECONDS):
                     peer, message = await self._inbox.get()
-                    hop = self._hop(peer)
-                    match message:
-                        case SwarmError():
-                            reason = message.reason if isinstance(message, PeerError) else str(message)
-                            return RouteLost(f"{hop} was lost: {reason}")
-                        case Fault():
-                            return RouteLost(f"{hop} can't go on: {message.text}")
-                        case Verdict() if peer == self.route.hops[-1].peer:
-                            self.timings = message.timings
-                            return Verified(message.wave, message.path, message.next_token)
-                        case Done() if peer == self.route.hops[-1].peer:
-                            return Prefilled(message.wave)
-                        case _:
-                            continue  # not this hop's to say
-        except TimeoutError:
-            return RouteLost(f"no answer within {ANSWER_SECONDS:.0f} s: a hop of {self.route} hangs")
+            except TimeoutError:
+                if (silent := await self._silent_hop()) is not None:
+                    return RouteLost(f"{silent} does not answer any more")
+                continue
+            if (event := self._event(peer, message)) is not None:
+                return event
+        return RouteLost(f"no answer within {ANSWER_SECONDS:.0f} s: a hop of {self.route} hangs")
+
+    def _event(self, peer: PeerId, message: Message | SwarmError) -> Prefilled | Verified | RouteLost | None:
+        """What a message means for the session; None if it is not this hop's to say."""
+        hop = self._hop(peer)
+        match message:
+            case PeerError():
+                return RouteLost(f"{hop} was lost: {message.reason}")
+            case SwarmError():
+                return RouteLost(f"{hop} was lost: {message}")
+            case Fault():
+                return RouteLost(f"{hop} can't go on: {message.text}")
+            case Verdict() if peer == self.route.hops[-1].peer:
+                self.timings = message.timings
+                return Verified(message.wave, message.path, message.next_token)
+            case Done() if peer == self.route.hops[-1].peer:
+                return Prefilled(message.wave)
+            case _:
+                return None
+
+    async def _silent_hop(self) -> str | None:
+        """The first hop that does not answer a ping, or None."""
+        pings = await asyncio.gather(*(link.ping(QUIET_SECONDS) for link in self._links), return_exceptions=True)
+        silent = [link.peer for link, ping in zip(self._links, pings, strict=True) if isinstance(ping, PeerError)]
+        return self._hop(silent[0]) if silent else None
 
     def close(self) -> None:
         """Free the session at every hop."""

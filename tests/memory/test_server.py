@@ -604,7 +604,20 @@ async def test_a_line_between_two_hops_that_is_cut_ends_the_answer_with_both_the
         assert (await generate(swarm, PROMPT, 10))[0] == reference[:10]
 
 
-async def test_a_hop_that_goes_silent_ends_the_answer_after_a_deadline(folder: Path, reference: list[int]) -> None:
+@pytest.mark.parametrize("hop", [0, 1, 2])
+async def test_a_hop_that_is_stopped_is_named(folder: Path, reference: list[int], hop: int) -> None:
+    async with memory_swarm(folder) as swarm, swarm.client() as client, await client.open(500) as conversation:
+        listener = Listener(conversation, PROMPT, 48)
+        await listener.five_tokens()
+        stopped = swarm.peers[hop]
+        stopped.transport.fall_silent()
+        text = (
+            f"the peer {short(stopped.identity.peer_id)} with the blocks {stopped.record.span} does not answer any more"
+        )
+        await assert_failed(listener, reference, text, conversation)
+
+
+async def test_a_hop_whose_passes_hang_ends_the_answer_after_a_deadline(folder: Path, reference: list[int]) -> None:
     is_silent = False
 
     async def compute(run: Run) -> list[Outcome]:
