@@ -35,11 +35,11 @@ from peer.spans import DTYPES, SpanModel
 from routing.domain import ModelId, PeerRecord, PeerState, SamplingParams, Span
 from routing.errors import ConfigError, SwarmError
 from routing.identity import Identity
+from routing.messages import PROTOCOL_VERSION
 from routing.p2p import P2PNode, get_dht_time
 from routing.placement import worst_covered
 from routing.tree import Node
 from routing.version import __version__
-from routing.wire import PROTOCOL_VERSION
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from peer.spans import SpanModel
 from routing.domain import ModelId, PeerRecord, PeerState, SamplingParams, Span
 from routing.identity import Identity
 from routing.in_memory import MemoryNetwork, MemoryTransport
-from routing.wire import PROTOCOL_VERSION
+from routing.messages import PROTOCOL_VERSION
 from swarm.client import ModelName, SwarmClient
 from swarm.conversation import Conversation, Stats
 from swarm.drafting import Proposer

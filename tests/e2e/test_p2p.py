@@ -17,11 +17,11 @@ from routing.domain import ModelId, PeerId, PeerRecord, PeerState, Span
 from routing.errors import ConfigError, PeerUnreachable, SwarmError
 from routing.handshake import dial, welcome
 from routing.identity import Identity
+from routing.messages import Close, Fault, Ping, Pong, Rows, Wave
 from routing.p2p import P2PNode, get_dht_time
 from routing.records import MODELS_KEY, key_id, model_key
 from routing.streams import MessageStream
 from routing.transport import Directory
-from routing.wire import Close, Fault, Ping, Pong, Rows, Wave
 
 pytestmark = [
     pytest.mark.filterwarnings("error::ResourceWarning"),

@@ -20,10 +20,10 @@ from routing.domain import ModelId, PeerId, PeerRecord, PeerState, SamplingParam
 from routing.errors import PeerUnreachable, WireError
 from routing.handshake import dial
 from routing.identity import Identity
+from routing.messages import Fault, Ping, Pong
 from routing.p2p import P2PNode, get_dht_time
 from routing.records import model_key
 from routing.streams import MessageStream
-from routing.wire import Fault, Ping, Pong
 from swarm.client import ModelName, SwarmClient
 from swarm.local_swarm import LocalSwarm, PeerPlan, stop_fork_server
 from swarm.models import EMBEDDED, ModelFolder
