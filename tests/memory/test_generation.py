@@ -128,7 +128,7 @@ async def test_several_sessions_on_one_chain_do_not_disturb_each_other(
         )
         assert [tokens for tokens, _ in answers] == references
         await asyncio.sleep(1)
-        assert [peer.server.num_sessions for peer in swarm.peers] == [0, 0, 0]
+        assert [peer.hop.num_sessions for peer in swarm.peers] == [0, 0, 0]
 
 
 async def test_peers_whose_spans_overlap_form_a_route(folder: Path, references: list[list[int]]) -> None:
