@@ -30,7 +30,8 @@ from routing.addresses import check_announce, check_listen, is_loopback, split_p
 from routing.domain import ModelId, PeerId, PeerRecord
 from routing.errors import ConfigError, PeerUnreachable, SwarmError
 from routing.identity import Identity
-from routing.records import MODELS_KEY, keys_of, model_key, read, refusal
+from routing.record_rules import MODELS_KEY, keys_of, model_key, read, refusal
+from routing.records import MAX_ADDRESSES, sign_record
 from routing.stream_pool import StreamPool
 from routing.streams import MessageStream
 from routing.transport import StreamHandler
@@ -43,7 +44,6 @@ RPC_SECONDS = 2.0
 RETRY_SECONDS = 0.5
 GRACE_SECONDS = 1.0
 STOP_SECONDS = 5.0
-MAX_ADDRESSES = 32
 _READ_LIMIT_BYTES = 1 << 20
 _MAX_SOCKET_FOLDER = 70  # a Unix socket's path has at most 104 bytes on some systems
 _GONE = (P2PDaemonError, OSError, EOFError)
@@ -60,7 +60,7 @@ class P2PNode:
         self._identity = identity
         self._daemon = daemon
         self._dht = dht
-        self._addresses = tuple(announce) or daemon.addresses
+        self._addresses = tuple(sorted(announce or daemon.addresses, key=is_loopback))[:MAX_ADDRESSES]
         self._streams = StreamPool(_introduced, delay_seconds)
         self._server: asyncio.Server | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -190,10 +190,11 @@ class P2PNode:
 
         Raises:
             SwarmError: nobody took it.
+            ConfigError: others would refuse it.
             ValueError: it is another peer's.
         """
         self._check_alive()
-        signed = self._identity.sign(record)
+        signed = sign_record(self._identity, record)
         keys = keys_of(record.model)
         stored = await self._dht.store_many(
             list(keys), [signed] * len(keys), [float(record.expiry)] * len(keys), subkeys=[record.peer] * len(keys)
@@ -446,7 +447,7 @@ async def _stop_process(made: Sequence[P2P], folder: Path) -> None:
 
 
 class _Validator(RecordValidatorBase):  # type: ignore[misc]
-    """The rules of ``routing.records``, on every node: for what it is given to store and for what it reads."""
+    """The rules of ``routing.record_rules``, on every node: for what it is given to store and for what it reads."""
 
     def __init__(self, records_bad: Callable[[], None] | None) -> None:
         self._records_bad = records_bad
