@@ -35,7 +35,8 @@ from peer.spans import DTYPES, SpanModel
 from routing.domain import ModelId, PeerRecord, PeerState, SamplingParams, Span
 from routing.errors import ConfigError, SwarmError
 from routing.identity import Identity
-from routing.p2p import P2PNode, get_dht_time
+from routing.p2p.directory import get_dht_time
+from routing.p2p.node import P2PNode
 from routing.placement import worst_covered
 from routing.tree import Node
 from routing.version import __version__

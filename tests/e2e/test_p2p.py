@@ -17,7 +17,8 @@ from routing.domain import ModelId, PeerId, PeerRecord, PeerState
 from routing.errors import ConfigError, PeerUnreachable, SwarmError
 from routing.handshake import dial, welcome
 from routing.identity import Identity
-from routing.p2p import P2PNode, get_dht_time
+from routing.p2p.directory import get_dht_time
+from routing.p2p.node import P2PNode
 from routing.record_rules import MODELS_KEY, key_id, model_key
 from routing.records import sign_record
 from routing.streams import MessageStream
@@ -276,7 +277,7 @@ async def test_a_forged_record_is_refused_by_every_node_and_the_honest_one_stays
     await peer.publish(honest)
     key, models = DHTID.generate(model_key("tiny")), DHTID.generate(MODELS_KEY)
     assert key.to_bytes() == key_id(model_key("tiny"))
-    protocol, dumps = stranger._dht.protocol, stranger._dht.protocol.serializer.dumps
+    protocol, dumps = stranger._directory.dht.protocol, stranger._directory.dht.protocol.serializer.dumps
     own = record_by(stranger)
     own_signed, later = sign_record(stranger_identity, own), honest.expiry + 100
     honest_signed = sign_record(owner, honest)
@@ -302,7 +303,7 @@ async def test_a_forged_record_is_refused_by_every_node_and_the_honest_one_stays
     }
     for node in (bootstrap, peer, third):
         remote = PeerID.from_base58(node.peer_id)
-        await stranger._dial(node.peer_id, node.addresses)
+        await stranger._daemon.dial(node.peer_id, node.addresses)
         for what, (where, value, expiry, subkey) in forged.items():
             for in_cache in (False, True):
                 stored = await protocol.call_store(remote, [where], [value], [expiry], [subkey], in_cache)
@@ -311,7 +312,7 @@ async def test_a_forged_record_is_refused_by_every_node_and_the_honest_one_stays
         assert await protocol.call_store(remote, [key], [dumps(own_signed)], [own.expiry], [own.peer], True) == [False]
         # The peer's own older record again: the newer one must not die with it.
         assert await protocol.call_store(remote, [key], [dumps(old_signed)], [old.expiry], [old.peer]) == [False]
-        kept = node._dht.protocol.storage.get(key).value
+        kept = node._directory.dht.protocol.storage.get(key).value
         assert kept.key_to_heap[peer.peer_id].expiration_time == kept.get(peer.peer_id).expiration_time == honest.expiry
     assert num_bad == dict.fromkeys(num_bad, 2 * len(forged))
     for node in (bootstrap, peer, third, stranger):

@@ -20,7 +20,8 @@ from routing.domain import PeerId, PeerRecord, PeerState, SamplingParams, Span
 from routing.errors import PeerUnreachable, WireError
 from routing.handshake import dial
 from routing.identity import Identity
-from routing.p2p import P2PNode, get_dht_time
+from routing.p2p.directory import get_dht_time
+from routing.p2p.node import P2PNode
 from routing.record_rules import model_key
 from routing.records import sign_record
 from routing.streams import MessageStream
@@ -267,13 +268,13 @@ async def test_a_record_that_another_key_has_signed_is_refused_by_every_node(run
                 stranger.peer_id, model=victim.model, num_blocks=30, span=Span(0, 30), expiry=get_dht_time() + 300
             )
             forged = sign_record(stranger_identity, own).replace(stranger.peer_id.encode(), victim.peer.encode())
-            protocol = stranger._dht.protocol
+            protocol = stranger._directory.dht.protocol
             key, value = DHTID.generate(model_key(EMBEDDED)), protocol.serializer.dumps(forged)
             bootstrap = running.initial_peers[0].rpartition("/p2p/")
             nodes = [(PeerId(bootstrap[2]), (bootstrap[0],)), *((r.peer, r.addresses) for r in records)]
             assert len(nodes) == 4
             for peer, addresses in nodes:
-                await stranger._dial(peer, addresses)
+                await stranger._daemon.dial(peer, addresses)
                 remote = PeerID.from_base58(peer)
                 assert await protocol.call_store(remote, [key], [value], [own.expiry], [victim.peer]) == [False]
                 own_value = protocol.serializer.dumps(sign_record(stranger_identity, own))

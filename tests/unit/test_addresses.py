@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from routing.addresses import check_announce, check_listen, check_peer, is_loopback, split_peer
+from routing.addresses import check_announce, check_listen, check_peer, is_dialled, is_loopback, split_peer
 from routing.errors import ConfigError
 
 PEER = "12D3KooWBsEshNZ7hxqzVJGqqAYeuKnxv6nNVyfP3pAEdDRCGJ9Z"
 
 
-@pytest.mark.parametrize("text", ["/ip4/0.0.0.0/tcp/0", "/ip6/::1/tcp/4001", "/ip4/127.0.0.1/udp/0/quic-v1"])
+@pytest.mark.parametrize("text", ["/ip4/0.0.0.0/tcp/0", "/ip6/::1/tcp/4001"])
 def test_an_address_to_listen_at_is_kept_as_it_is(text: str) -> None:
     assert check_listen(f" {text}\n") == text
 
@@ -17,7 +17,7 @@ def test_an_address_to_listen_at_is_kept_as_it_is(text: str) -> None:
     "text",
     [
         "", "/", "localhost:4001", "/ip4/127.0.0.1", "/ip4/127.0.0.1/tcp/99999", "/ip4/300.0.0.1/tcp/1",
-        "/dns4/a.org/tcp/1", "/ip4/127.0.0.1/udp/1", "/unix/tmp/x", "/ip4/127.0.0.1/tcp/1,/ip4/127.0.0.1/tcp/2",
+        "/dns4/a.org/tcp/1", "/unix/tmp/x", "/ip4/127.0.0.1/tcp/1,/ip4/127.0.0.1/tcp/2",
         f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}",
     ],
 )  # fmt: skip
@@ -53,6 +53,37 @@ def test_a_peer_behind_a_relay_is_named_by_the_last_id() -> None:
 def test_what_is_no_peers_address_is_refused_and_told_how_it_ends(text: str) -> None:
     with pytest.raises(ConfigError, match=r"is not a peer's address: write it like .*/tcp/4001/p2p/12D3KooW"):
         check_peer(text)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/ip4/203.0.113.7/udp/4001/quic-v1", "/ip4/203.0.113.7/udp/4001/quic", "/ip4/203.0.113.7/udp/4001",
+        "/ip4/203.0.113.7/tcp/80/ws", "/dns4/example.org/tcp/443/wss", "/dns4/example.org/tcp/443/tls/ws",
+        "/ip4/203.0.113.7/tcp/80/http",
+    ],
+)  # fmt: skip
+def test_only_tcp_is_spoken(address: str) -> None:
+    for check, text in ((check_listen, address), (check_announce, address), (check_peer, f"{address}/p2p/{PEER}")):
+        with pytest.raises(ConfigError, match=r"is for \S+, and only TCP is spoken here: write it like /ip4"):
+            check(text)
+    assert not is_dialled(address)
+
+
+def test_what_a_stranger_made_up_is_not_dialled() -> None:
+    for address in (
+        "",
+        "/",
+        "nonsense",
+        "/ip4/1",
+        "/unix/tmp/x",
+        "/ip4/127.0.0.1",
+        "/dnsaddr/example.org",
+        f"/p2p/{PEER}",
+    ):
+        assert not is_dialled(address)
+    for address in ("/ip4/203.0.113.7/tcp/4001", f"/ip6/::1/tcp/1/p2p/{PEER}/p2p-circuit", "/dns/example.org/tcp/1"):
+        assert is_dialled(address)
 
 
 def test_loopback_is_told_from_the_rest() -> None:
