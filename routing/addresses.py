@@ -7,12 +7,17 @@ it dials, and a WebSocket is a web request to whatever a stranger names.
 
 from __future__ import annotations
 
+import ipaddress
+from collections.abc import Iterable
+
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
 from routing.domain import PeerId
 from routing.errors import ConfigError
 
+LOCAL = "local"
+NOWHERE = "nowhere"
 _LISTEN_EXAMPLE = "/ip4/0.0.0.0/tcp/4001"
 _ANNOUNCE_EXAMPLE = "/ip4/203.0.113.7/tcp/4001"
 _PEER_EXAMPLE = "/ip4/203.0.113.7/tcp/4001/p2p/12D3KooW..."
@@ -78,6 +83,31 @@ def is_dialled(address: str) -> bool:
 def is_loopback(address: str) -> bool:
     """Does nobody but this machine reach the address?"""
     return address.startswith(("/ip4/127.", "/ip6/::1/"))
+
+
+def place_of(addresses: Iterable[str]) -> str:
+    """Where in the network a peer says that it is: many ids are free, many places are not.
+
+    The place of the first public address: the first 16 bits of IPv4, the first 32 of IPv6, the last two labels of a
+    name. ``LOCAL`` if all are private or loopback, ``NOWHERE`` if there is none that could be dialled.
+    """
+    place = NOWHERE
+    for address in addresses:
+        _, kind, host, *_ = (*address.split("/"), "", "")
+        if kind in ("dns", "dns4", "dns6") and host.strip("."):
+            return ".".join(host.lower().strip(".").split(".")[-2:])
+        if kind not in ("ip4", "ip6"):
+            continue
+        try:
+            number = ipaddress.ip_address(host)
+        except ValueError:
+            continue
+        if isinstance(number, ipaddress.IPv6Address) and number.ipv4_mapped is not None:
+            number = number.ipv4_mapped
+        if number.is_global and not number.is_multicast:
+            return str(ipaddress.ip_network((number, 16 if number.version == 4 else 32), strict=False))
+        place = LOCAL
+    return place
 
 
 def _parse(text: str, what: str, example: str) -> tuple[str, list[tuple[str, str | None]]]:

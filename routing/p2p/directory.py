@@ -1,20 +1,16 @@
 """The directory of a swarm: signed records in hivemind's DHT. Times are seconds of the Unix clock.
 
-What hivemind 1.1.12 does not do well is done by hand here: joining with a deadline, and storage that strangers can't
-misuse.
+What hivemind 1.1.12 does not do well is done by hand here: joining with a deadline, and in ``routing.p2p.storage`` all
+that keeps strangers from misusing our node of the DHT.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from typing import Self
 
-from hivemind.dht.crypto import DHTRecord, RecordValidatorBase
 from hivemind.dht.node import DHTNode
-from hivemind.dht.routing import DHTID
-from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
 from hivemind.p2p import PeerID
 from hivemind.utils.timed_storage import get_dht_time
 
@@ -22,7 +18,8 @@ from routing.domain import ModelId, PeerId, PeerRecord
 from routing.errors import SwarmError
 from routing.identity import Identity
 from routing.p2p.daemon import DAEMON_ERRORS, STOP_SECONDS, Daemon, id_bytes
-from routing.record_rules import MODELS_KEY, keys_of, model_key, read, refusal
+from routing.p2p.storage import MAX_NEIGHBOURS, Bounds, NoStorage, Storage, Validator
+from routing.record_rules import MAX_PER_PLACE, keys_of, model_key, models_keys, read
 from routing.records import sign_record
 
 __all__ = ["DHTDirectory", "get_dht_time"]
@@ -30,8 +27,6 @@ __all__ = ["DHTDirectory", "get_dht_time"]
 RPC_SECONDS = 2.0
 RETRY_SECONDS = 0.5
 GRACE_SECONDS = 1.0
-
-logger = logging.getLogger(__name__)
 
 
 class DHTDirectory:
@@ -64,14 +59,16 @@ class DHTDirectory:
         dht = await DHTNode.create(
             p2p=daemon.p2p,
             client_mode=client_only,
-            record_validator=_Validator(records_bad),
+            record_validator=Validator(records_bad),
+            authorizer=Bounds(),
+            bucket_size=MAX_NEIGHBOURS,
             wait_timeout=RPC_SECONDS,
             cache_locally=False,
             cache_nearest=0,
             cache_on_store=False,
             reuse_get_requests=False,
         )
-        dht.protocol.storage, dht.protocol.cache = _Storage(), _NoStorage()
+        dht.protocol.storage, dht.protocol.cache = Storage(), NoStorage()
         return cls(identity, daemon, dht)
 
     async def join(self, peers: Sequence[tuple[PeerId, str]], seconds: float) -> None:
@@ -130,7 +127,7 @@ class DHTDirectory:
         """
         self._check_alive()
         signed = sign_record(self._identity, record)
-        keys = keys_of(record.model)
+        keys = keys_of(record)
         stored = await self.dht.store_many(
             list(keys), [signed] * len(keys), [float(record.expiry)] * len(keys), subkeys=[record.peer] * len(keys)
         )
@@ -140,7 +137,7 @@ class DHTDirectory:
                 ahead = record.expiry - get_dht_time()
                 raise SwarmError(
                     f"nobody took our record: its expiry must be in the future (it is {ahead:+.1f} s ahead) and later "
-                    "than the last one's"
+                    f"than the last one's, and others keep at most {MAX_PER_PLACE} of one network"
                 )
 
     async def lookup(self, name: str) -> list[PeerRecord]:
@@ -157,7 +154,8 @@ class DHTDirectory:
         Raises:
             SwarmError: the libp2p daemon has ended.
         """
-        return {record.model for record in await self._records(MODELS_KEY)}
+        found = await asyncio.gather(*map(self._records, models_keys()))
+        return {record.model for records in found for record in records}
 
     async def close(self) -> None:
         """Leave, while the daemon still runs; never raises."""
@@ -185,44 +183,3 @@ class DHTDirectory:
         for _ in range(num_bad):
             self.dht.protocol.record_validator.count("it is of no use to a reader")
         return records
-
-
-class _Validator(RecordValidatorBase):  # type: ignore[misc]
-    """The rules of ``routing.record_rules``, on every node: for what it is given to store and for what it reads."""
-
-    def __init__(self, records_bad: Callable[[], None] | None) -> None:
-        self._records_bad = records_bad
-
-    def validate(self, record: DHTRecord) -> bool:
-        reason = refusal(record.key, record.subkey, record.value, record.expiration_time)
-        if reason is not None:
-            self.count(reason)
-        return reason is None
-
-    def count(self, reason: str) -> None:
-        """One more bad record."""
-        logger.debug("record refused: %s", reason)
-        if self._records_bad is not None:
-            self._records_bad()
-
-
-class _Storage(DHTLocalStorage):  # type: ignore[misc]
-    """Keeps the newer record when an older one is stored again; hivemind then drops the newer one early."""
-
-    def store_subkey(self, key: DHTID, subkey: object, value: bytes, expiration_time: float) -> bool:
-        known = self.get(key)
-        if known is not None and isinstance(known.value, DictionaryDHTValue):
-            newest = known.value.get(subkey)
-            if newest is not None and newest.expiration_time >= expiration_time:
-                return False
-        return bool(super().store_subkey(key, subkey, value, expiration_time))
-
-
-class _NoStorage(DHTLocalStorage):  # type: ignore[misc]
-    """Takes nothing. Strangers may write to a node's cache, and what lies there hides what is stored."""
-
-    def store(self, *_args: object, **_kwargs: object) -> bool:
-        return False
-
-    def store_subkey(self, *_args: object, **_kwargs: object) -> bool:
-        return False

@@ -49,7 +49,7 @@ def no_complaints(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert [record.getMessage() for record in caplog.get_records("call") if _is_complaint(record)] == []
 
 
-_LOGGERS = ("asyncio", "routing.p2p.daemon", "routing.p2p.directory", "routing.stream_pool")
+_LOGGERS = ("asyncio", "routing.p2p.daemon", "routing.p2p.storage", "routing.stream_pool")
 
 
 def _is_complaint(record: logging.LogRecord) -> bool:

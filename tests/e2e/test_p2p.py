@@ -19,7 +19,7 @@ from routing.handshake import dial, welcome
 from routing.identity import Identity
 from routing.p2p.directory import get_dht_time
 from routing.p2p.node import P2PNode
-from routing.record_rules import MODELS_KEY, key_id, model_key
+from routing.record_rules import key_id, model_key, models_key
 from routing.records import sign_record
 from routing.streams import MessageStream
 from routing.transport import Directory
@@ -275,7 +275,7 @@ async def test_a_forged_record_is_refused_by_every_node_and_the_honest_one_stays
     stranger = await start(stranger_identity, initial_peers=bootstrap.join_addresses)
     honest = record_by(peer)
     await peer.publish(honest)
-    key, models = DHTID.generate(model_key("tiny")), DHTID.generate(MODELS_KEY)
+    key, models = DHTID.generate(model_key("tiny")), DHTID.generate(models_key(stranger.peer_id))
     assert key.to_bytes() == key_id(model_key("tiny"))
     protocol, dumps = stranger._directory.dht.protocol, stranger._directory.dht.protocol.serializer.dumps
     own = record_by(stranger)

@@ -16,6 +16,7 @@ import pytest_asyncio
 from hivemind.dht.routing import DHTID
 from hivemind.p2p import PeerID
 
+from peer.node import PeerSettings, ServingPeer
 from routing.domain import PeerId, PeerRecord, PeerState, SamplingParams, Span
 from routing.errors import PeerUnreachable, WireError
 from routing.handshake import dial
@@ -285,17 +286,14 @@ async def test_a_record_that_another_key_has_signed_is_refused_by_every_node(run
         await stranger.close()
 
 
-async def test_a_record_is_renewed_before_it_ends(running: Running) -> None:
-    node = await P2PNode.create(Identity.generate(), initial_peers=running.initial_peers, client_only=True)
-    try:
-        async with asyncio.timeout(WAIT_SECONDS):
-            first = await third_peer(node)
-            while (now := await third_peer(node)).sequence == first.sequence:  # noqa: ASYNC110 - a DHT calls nobody
-                await asyncio.sleep(0.2)
-            assert now.sequence > first.sequence
-            assert now.expiry > first.expiry > get_dht_time()
-    finally:
-        await node.close()
+async def test_a_record_is_renewed_before_it_ends(embedded: ModelFolder) -> None:
+    settings = PeerSettings(embedded.path, embedded.name, Identity.generate(), Span(0, 1), renew_seconds=0.2)
+    async with asyncio.timeout(WAIT_SECONDS), await ServingPeer.start(settings, print) as peer:
+        [first] = await peer.p2p.lookup(EMBEDDED)
+        while (now := (await peer.p2p.lookup(EMBEDDED))[0]).sequence == first.sequence:  # noqa: ASYNC110 - a DHT calls nobody
+            await asyncio.sleep(0.2)
+        assert now.sequence > first.sequence
+        assert now.expiry > first.expiry > get_dht_time()
 
 
 async def test_a_peer_that_is_told_to_stop_leaves_cleanly_and_its_blocks_are_missing(running: Running) -> None:

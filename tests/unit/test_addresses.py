@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from routing.addresses import check_announce, check_listen, check_peer, is_dialled, is_loopback, split_peer
+from routing.addresses import check_announce, check_listen, check_peer, is_dialled, is_loopback, place_of, split_peer
 from routing.errors import ConfigError
 
 PEER = "12D3KooWBsEshNZ7hxqzVJGqqAYeuKnxv6nNVyfP3pAEdDRCGJ9Z"
@@ -90,3 +90,19 @@ def test_loopback_is_told_from_the_rest() -> None:
     assert is_loopback("/ip4/127.0.0.1/tcp/0")
     assert is_loopback("/ip6/::1/tcp/0")
     assert not is_loopback("/ip4/0.0.0.0/tcp/0")
+
+
+@pytest.mark.parametrize(
+    ("addresses", "place"),
+    [
+        ([], "nowhere"),
+        (["nonsense", "/ip4", "/ip4/999.1.1.1/tcp/1", "/unix/x", "/dns/./tcp/1"], "nowhere"),
+        (["/ip4/127.0.0.1/tcp/1", "/ip4/192.168.1.2/tcp/1", "/ip6/fe80::1/tcp/1", "/ip4/100.64.0.1/tcp/1"], "local"),
+        (["/ip4/10.0.0.1/tcp/1", "/ip4/8.8.4.4/tcp/1", "/ip4/9.9.9.9/tcp/1"], "8.8.0.0/16"),
+        (["/ip6/2a01:4f8:1:2::3/tcp/1"], "2a01:4f8::/32"),
+        (["/ip6/::ffff:8.8.4.4/tcp/1"], "8.8.0.0/16"),
+        (["/dns4/peer7.Example.ORG./tcp/1"], "example.org"),
+    ],
+)
+def test_a_place_is_that_of_the_first_public_address(addresses: list[str], place: str) -> None:
+    assert place_of(addresses) == place
