@@ -35,12 +35,12 @@ from peer.spans import DTYPES, SpanModel
 from routing.domain import ModelId, PeerRecord, PeerState, SamplingParams, Span
 from routing.errors import ConfigError, SwarmError
 from routing.identity import Identity
+from routing.messages import PROTOCOL_VERSION
 from routing.p2p.directory import get_dht_time
 from routing.p2p.node import P2PNode
 from routing.placement import worst_covered
 from routing.tree import Node
 from routing.version import __version__
-from routing.wire import PROTOCOL_VERSION
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routing.domain import SamplingParams, Span
-from routing.wire import Rows
+from routing.messages import Rows
 
 Ints = NDArray[np.int64]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from routing.errors import WireError
-from routing.wire import Rows
+from routing.messages import Rows
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}

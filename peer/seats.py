@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from peer.engine import Engine, SpanSession
 from peer.spans import SpanModel
 from routing.domain import Hop, ModelId, PeerId, Route, SessionId, Span, short
-from routing.errors import NotAuthorized, PeerError, PeerUnreachable, SwarmError, WireError
+from routing.errors import PeerError, PeerUnreachable, SwarmError, WireError
 from routing.handshake import dial
+from routing.messages import Busy, Close, Fault, Message, Open, Opened, Wave
 from routing.streams import MessageStream
 from routing.transport import Transport
-from routing.wire import Busy, Close, Fault, Message, Open, Opened, Wave, route_of, sampling_of, session_of
+from routing.wire import route_of, sampling_of, session_of
 
 log = logging.getLogger(__name__)
 
@@ -125,8 +126,8 @@ class Seats:
                 seat.next_hop = await self._link(route.hops[index + 1])
             if self._seats.get(seat.id) is seat:
                 seat.client.send(Opened(seat.id, seat.epoch, seat.num_granted))
-        except (PeerError, WireError, NotAuthorized) as error:
-            self.fail(seat, "hop-lost" if isinstance(error, PeerError) else "malformed", str(error))
+        except PeerError as error:
+            self.fail(seat, "hop-lost", str(error))
 
     def _new_seat(self, stream: MessageStream, session: SessionId, message: Open) -> Seat | None:
         """The seat, or None if there is no room for it now.

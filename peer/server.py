@@ -19,24 +19,12 @@ from peer.spans import SpanModel
 from routing.domain import ModelId, PeerState, short
 from routing.errors import NotAuthorized, PeerUnreachable, VersionMismatch, WireError
 from routing.handshake import welcome
+from routing.messages import Cancel, Close, Done, Fault, Message, Open, Ping, Pong, Timing, Unknown, Verdict, Wave
+from routing.reserved import Fetch, Renew, Replay
 from routing.streams import MessageStream
 from routing.transport import Transport
-from routing.wire import (
-    MAX_HOPS,
-    MAX_WAVES_OUTSTANDING,
-    Cancel,
-    Close,
-    Done,
-    Fault,
-    Message,
-    Open,
-    Ping,
-    Pong,
-    Timing,
-    Verdict,
-    Wave,
-    nodes_of,
-)
+from routing.wire import nodes_of, session_of
+from routing.wire_types import MAX_HOPS, MAX_WAVES_OUTSTANDING
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +136,12 @@ class Server:
             case Cancel():
                 text = "cancelling a wave is not in this version"
                 stream.send(Fault("unsupported", text, message.session, message.epoch, message.wave))
+            case Unknown():
+                text = f"messages of kind {message.kind} are not in this version"
+                stream.send(Fault("unsupported", text, message.session))
+            case Renew() | Replay() | Fetch():
+                text = f"{type(message).__name__} is not in this version"
+                stream.send(Fault("unsupported", text, session_of(message)))
             case _:
                 raise WireError(f"a peer takes no {type(message).__name__}")
 

@@ -13,10 +13,18 @@ import secrets
 from collections.abc import Sequence
 
 from routing.domain import PeerId
-from routing.errors import NotAuthorized, PeerRefused, PeerTimeout, PeerUnreachable, VersionMismatch, WireError
+from routing.errors import (
+    NotAuthorized,
+    PeerRefused,
+    PeerTimeout,
+    PeerUnreachable,
+    PeerUntrusted,
+    VersionMismatch,
+    WireError,
+)
+from routing.messages import PROTOCOL_VERSION, Fault, Hello, Ready
 from routing.streams import MessageStream
 from routing.transport import Transport
-from routing.wire import PROTOCOL_VERSION, Fault, Hello, Ready
 
 HANDSHAKE_SECONDS = 10.0
 
@@ -47,10 +55,9 @@ async def dial(
     """Connect to a peer and greet it.
 
     Raises:
-        PeerUnreachable: nobody answers there.
-        PeerTimeout: somebody lets us in and then says nothing.
-        PeerRefused: it does not want us; the text says why.
-        VersionMismatch, NotAuthorized, WireError: we can't work with it.
+        PeerError: nobody answers there (PeerUnreachable), somebody lets us in and then says nothing (PeerTimeout),
+            it does not want us or we can't work with it (PeerRefused), or it does not speak our protocol
+            (PeerUntrusted).
     """
     stream: MessageStream | None = None
     try:
@@ -70,6 +77,10 @@ async def dial(
             return greeted
     except TimeoutError:
         raise PeerTimeout(peer, f"no answer within {timeout_seconds:.0f} s") from None
+    except (VersionMismatch, NotAuthorized) as error:
+        raise PeerRefused(peer, str(error)) from None
+    except WireError as error:
+        raise PeerUntrusted(peer, str(error)) from None
     finally:
         if stream is not None:
             await stream.close()

@@ -7,14 +7,35 @@ import contextlib
 import secrets
 
 from routing.domain import Hop, PeerId, Route, SamplingParams, SessionId, short
-from routing.errors import PeerBusy, PeerError, PeerRefused, PeerTimeout, PeerUnreachable, SwarmError
-from routing.wire import Busy, Close, Done, Fault, Message, Opened, Timing, Verdict, Wave, open_message
-from swarm.links import Inbox, Link, Links
+from routing.errors import PeerBusy, PeerError, PeerRefused, PeerTimeout, PeerUnreachable, PeerUntrusted, SwarmError
+from routing.links import Link, Links
+from routing.messages import Busy, Close, Done, Fault, Message, Opened, Timing, Verdict, Wave
+from routing.wire import open_message
 from swarm.session import Prefilled, RouteLost, SendWave, Verified
 
+MAX_INBOX = 64
+"""Messages that a session may have waiting; honest hops never say so much unasked."""
 OPEN_SECONDS = 30.0
 ANSWER_SECONDS = 60.0
 QUIET_SECONDS = 5.0
+
+
+class Inbox:
+    """What the hops of one session say, until it is read. What nobody asked for does not pile up."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[tuple[PeerId, Message | PeerError]] = asyncio.Queue()
+
+    def put(self, peer: PeerId, message: Message | PeerError) -> None:
+        """Take a message; of more than anybody should say only the last place is taken, by an error."""
+        if self._queue.qsize() < MAX_INBOX:
+            self._queue.put_nowait((peer, message))
+        elif self._queue.qsize() == MAX_INBOX:
+            self._queue.put_nowait((peer, PeerUntrusted(peer, "it talks on and on, unasked")))
+
+    async def get(self) -> tuple[PeerId, Message | PeerError]:
+        """The next message; an error means that its peer will say nothing more."""
+        return await self._queue.get()
 
 
 class Chain:
@@ -34,10 +55,10 @@ class Chain:
 
         Raises:
             PeerBusy: a hop has no room; nothing is left open.
-            PeerRefused, PeerTimeout, PeerUnreachable, WireError, NotAuthorized: a hop can't or does not want to.
+            PeerError: a hop can't or does not want to.
         """
         session = SessionId(secrets.token_bytes(16))
-        inbox: Inbox = asyncio.Queue()
+        inbox = Inbox()
         dialled = await asyncio.gather(
             *(links.get(hop.peer, hop.addresses) for hop in route.hops), return_exceptions=True
         )
@@ -48,8 +69,8 @@ class Chain:
         chain = cls(session, route, hops, inbox, num_kv_tokens)
         try:
             for index, link in enumerate(hops):
-                link.subscribe(session, inbox)
-                link.stream.send(open_message(session, 0, model, index, route, num_kv_tokens, params))
+                link.subscribe(session, inbox.put)
+                link.send(open_message(session, 0, model, index, route, num_kv_tokens, params))
             await chain._wait_until_opened()
         except BaseException:
             chain.close()
@@ -63,7 +84,7 @@ class Chain:
             PeerUnreachable: the first hop is gone.
         """
         nodes = tuple((node.id, node.parent, node.token) for node in wave.nodes)
-        self._links[0].stream.send(Wave(self._session, 0, wave.wave, wave.commit, wave.start, nodes))
+        self._links[0].send(Wave(self._session, 0, wave.wave, wave.commit, wave.start, nodes))
 
     async def answer(self) -> Prefilled | Verified | RouteLost:
         """What the hops say next. When none has said anything for a while, each is asked whether it is there."""
@@ -110,7 +131,7 @@ class Chain:
         for link in self._links:
             link.unsubscribe(self._session)
             with contextlib.suppress(PeerUnreachable):
-                link.stream.send(Close(self._session))
+                link.send(Close(self._session))
 
     async def _wait_until_opened(self) -> None:
         waiting = {link.peer for link in self._links}

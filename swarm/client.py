@@ -21,14 +21,14 @@ from typing import Self
 
 from peer.checkpoint import Checkpoint
 from routing.domain import ModelId, PeerId, PeerRecord, PeerState, Route, SamplingParams, Span
-from routing.errors import ConfigError, NoRoute, NotAuthorized, PeerError, WireError
+from routing.errors import ConfigError, NoRoute, PeerError
+from routing.links import Links
+from routing.messages import PROTOCOL_VERSION, Pong
 from routing.planner import best_route
 from routing.transport import Directory, Transport
-from routing.wire import PROTOCOL_VERSION, Pong
 from swarm.chain import Chain
 from swarm.conversation import Conversation
 from swarm.drafting import NGramProposer, Proposer
-from swarm.links import Links
 from swarm.session import Session
 from swarm.speculation import MAX_TREE, Speculation
 
@@ -214,6 +214,6 @@ class SwarmClient:
         try:
             link = await self.links.get(record.peer, record.addresses, PING_SECONDS)
             return await link.ping(PING_SECONDS)
-        except (PeerError, WireError, NotAuthorized) as error:
+        except PeerError as error:
             log.info("%s", error)
             return None

@@ -11,10 +11,10 @@ from typing import Self, assert_never
 
 from routing.domain import Route
 from routing.errors import ConfigError, GenerationFailed, PeerUnreachable
-from routing.wire import Timing
+from routing.links import Links
+from routing.messages import Timing
 from swarm.chain import Chain
 from swarm.drafting import Draft, Proposer
-from swarm.links import Links
 from swarm.session import (
     Asked,
     Command,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from routing.tree import ROOT, Node, TokenTree
-from routing.wire import MAX_WAVES_OUTSTANDING
+from routing.wire_types import MAX_WAVES_OUTSTANDING
 from swarm.drafting import PENDING, Draft
 
 PREFILL_ROWS = 128

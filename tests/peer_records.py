@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from routing.domain import ModelId, PeerId, PeerRecord, PeerState, Span
-from routing.wire import PROTOCOL_VERSION
+from routing.messages import PROTOCOL_VERSION
 
 MODEL = ModelId("tiny", "0" * 8, "1" * 8)
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from routing.domain import ModelId, PeerRecord, PeerState, Span, short
-from routing.errors import NotAuthorized, PeerError, WireError
+from routing.errors import PeerError
+from routing.messages import Pong
 from routing.planner import step_seconds
-from routing.wire import Pong
 from swarm.client import SwarmClient
 from swarm.commands.connecting import connect
 from swarm.commands.running import find_model, require_peers, say
@@ -65,7 +65,7 @@ async def _row(client: SwarmClient, record: PeerRecord) -> Row:
     try:
         link = await client.links.get(record.peer, record.addresses, PING_SECONDS)
         pong, seconds = await link.ping(PING_SECONDS)
-    except (PeerError, WireError, NotAuthorized):
+    except PeerError:
         return Row(record, None, None)
     return Row(record, pong, seconds)
 

@@ -17,13 +17,13 @@ from routing.domain import ModelId, PeerId, PeerRecord, PeerState
 from routing.errors import ConfigError, PeerUnreachable, SwarmError
 from routing.handshake import dial, welcome
 from routing.identity import Identity
+from routing.messages import Close, Fault, Ping, Pong, Rows, Wave
 from routing.p2p.directory import get_dht_time
 from routing.p2p.node import P2PNode
 from routing.record_rules import key_id, model_key, models_key
 from routing.records import sign_record
 from routing.streams import MessageStream
 from routing.transport import Directory
-from routing.wire import Close, Fault, Ping, Pong, Rows, Wave
 from tests.peer_records import MODEL, record_of
 
 pytestmark = [

@@ -21,12 +21,12 @@ from routing.domain import PeerId, PeerRecord, PeerState, SamplingParams, Span
 from routing.errors import PeerUnreachable, WireError
 from routing.handshake import dial
 from routing.identity import Identity
+from routing.messages import Fault, Ping, Pong
 from routing.p2p.directory import get_dht_time
 from routing.p2p.node import P2PNode
 from routing.record_rules import model_key
 from routing.records import sign_record
 from routing.streams import MessageStream
-from routing.wire import Fault, Ping, Pong
 from swarm.client import ModelName, SwarmClient
 from swarm.local_swarm import LocalSwarm, PeerPlan, stop_fork_server
 from swarm.models import EMBEDDED, ModelFolder

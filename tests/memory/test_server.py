@@ -19,9 +19,7 @@ from routing.errors import GenerationFailed, PeerBusy, PeerRefused, PeerUnreacha
 from routing.handshake import dial
 from routing.identity import Identity
 from routing.in_memory import MemoryTransport
-from routing.streams import MessageStream
-from routing.wire import (
-    MAX_MESSAGE_BYTES,
+from routing.messages import (
     Busy,
     Cancel,
     Close,
@@ -32,13 +30,14 @@ from routing.wire import (
     Open,
     Opened,
     Rows,
-    Sampling,
     Timing,
     Verdict,
     Wave,
-    encode,
-    open_message,
 )
+from routing.reserved import Fetch, Renew, Replay
+from routing.streams import MessageStream
+from routing.wire import encode, open_message
+from routing.wire_types import MAX_MESSAGE_BYTES
 from swarm.conversation import Conversation
 from tests.memory_swarm import MemorySwarm, collect, generate, inline, memory_swarm
 from tests.tiny_models import greedy, make_llama, plain
@@ -180,8 +179,8 @@ def with_hops(message: Open, *spans: tuple[int, int]) -> Open:
         (lambda m: with_hops(m, (0, 0)), "malformed", "has no blocks"),
         (lambda m: replace(m, num_kv_tokens=0), "too-long", "0 tokens"),
         (lambda m: replace(m, num_kv_tokens=10_001), "too-long", "more than all the 10000"),
-        (lambda m: replace(m, sampling=Sampling(temperature=math.nan)), "malformed", "temperature nan"),
-        (lambda m: replace(m, sampling=Sampling(relax=0.5)), "malformed", "relax must be 0"),
+        (lambda m: replace(m, sampling={"temperature": math.nan}), "malformed", "temperature nan"),
+        (lambda m: replace(m, sampling={"relax": 0.5}), "malformed", "can't draw with 'relax'"),
     ],
     ids=[
         "wrong model",
@@ -424,10 +423,27 @@ async def test_a_cancel_is_answered_and_changes_nothing(folder: Path, reference:
     async with memory_swarm(folder) as swarm:
         hand = Hand(swarm)
         await hand.open()
-        hand.streams[0].send(Cancel(SESSION, 0, 1))
+        hand.streams[0].send(Cancel(SESSION, 0, 1, 1))
         assert (await hand.hear_fault(0)).code == "unsupported"
         hand.streams[0].send(prompt_wave())
         assert await hand.hear_verdict() == (1, (), reference[0])
+
+
+async def test_a_kind_that_is_not_known_is_refused_by_name_and_the_stream_lives(folder: Path) -> None:
+    async with memory_swarm(folder) as swarm:
+        hand = Hand(swarm)
+        await hand.dial()
+        data = bytes([0x92, 99, 0xC4, 16]) + SESSION
+        await hand.raw(struct.pack(">II", 0, len(data)) + data)
+        fault = await hand.hear_fault(0)
+        assert (fault.code, fault.session) == ("unsupported", SESSION)
+        assert "kind 99" in fault.text
+        for message in (Renew(SESSION, 0), Replay(SESSION, 0, 1, 2), Fetch(1, "norm", 0, 5)):
+            hand.streams[0].send(message)
+            fault = await hand.hear_fault(0)
+            assert fault.code == "unsupported"
+            assert type(message).__name__ in fault.text
+        await hand.open()
 
 
 async def test_a_repeated_wave_gets_the_same_verdict_and_is_not_computed_twice(
@@ -644,9 +660,9 @@ async def test_a_hop_whose_passes_hang_ends_the_answer_after_a_deadline(folder: 
     ("data", "text"),
     [
         (bytes(range(100, 256)), "over the limit of 65536"),
-        (struct.pack(">II", 0, 5) + b"\xc1junk", "not a message of protocol version 1"),
+        (struct.pack(">II", 0, 5) + b"\xc1junk", "not a message of protocol version 2"),
         (struct.pack(">II", 0, 0), "not a message"),
-        (struct.pack(">II", 0, 3) + bytes([0x92, 99, 0]), "not a message"),
+        (struct.pack(">II", 0, 3) + bytes([0x92, 0, 0]), "not a message"),
         (struct.pack(">II", 0, 65537) + bytes(65537), "a chunk of 65537 bytes"),
         (
             (struct.pack(">II", 0, 65536 | 1 << 31) + bytes(65536)) * (MAX_MESSAGE_BYTES // 65536 + 1),
@@ -655,7 +671,7 @@ async def test_a_hop_whose_passes_hang_ends_the_answer_after_a_deadline(folder: 
         (b"".join(struct.pack(">II", lane, 1 << 31) for lane in range(1025)), "over 1024 at once"),
         (chunk(Verdict(SESSION, 0, 1, (), 1)), "Verdict"),
     ],
-    ids=["noise", "junk", "empty", "unknown kind", "large chunk", "large message", "many lanes", "out of place"],
+    ids=["noise", "junk", "empty", "no kind", "large chunk", "large message", "many lanes", "out of place"],
 )
 async def test_bytes_that_are_no_message_get_an_error_and_the_peer_serves_on(
     folder: Path, reference: list[int], is_greeted: bool, data: bytes, text: str

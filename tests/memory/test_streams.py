@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 
 import pytest
 
 from routing.domain import PeerId
-from routing.errors import NotAuthorized, PeerRefused, PeerTimeout, PeerUnreachable, VersionMismatch, WireError
+from routing.errors import (
+    NotAuthorized,
+    PeerRefused,
+    PeerTimeout,
+    PeerUnreachable,
+    PeerUntrusted,
+    VersionMismatch,
+    WireError,
+)
 from routing.handshake import check_hello, dial, welcome
 from routing.identity import Identity
 from routing.in_memory import MemoryNetwork, MemoryTransport
-from routing.streams import MessageStream
-from routing.wire import Bye, Fault, Hello, Ping, Pong, Ready
+from routing.messages import Bye, Fault, Hello, Ping, Pong, Ready
+from routing.streams import MESSAGES_A_TURN, MessageStream
 
 A, B = Identity(bytes([1] * 32)), Identity(bytes([2] * 32))
 Handler = Callable[[MessageStream], Awaitable[None]]
@@ -96,6 +105,95 @@ async def test_a_goodbye_is_told_from_a_loss() -> None:
     await b.close()
 
 
+async def test_a_stream_that_can_not_be_written_to_is_not_read_for_ever() -> None:
+    class HalfDead:
+        """Nothing ever comes, and nothing can be written."""
+
+        async def read(self, n: int) -> bytes:
+            await asyncio.Event().wait()
+            return bytes(n)
+
+        def write(self, data: bytes) -> None:
+            raise BrokenPipeError(len(data))
+
+        async def drain(self) -> None: ...
+
+        def close(self) -> None: ...
+
+        async def wait_closed(self) -> None: ...
+
+    dead = HalfDead()
+    stream = MessageStream(B.peer_id, dead, dead)
+    reading = asyncio.create_task(stream.receive())
+    await asyncio.sleep(1)
+    assert not reading.done()
+    stream.send(Ping(1))
+    with pytest.raises(PeerUnreachable, match="BrokenPipeError"):
+        await reading
+    await stream.close()
+
+
+async def test_who_does_not_read_is_let_go_before_it_costs_much() -> None:
+    class Deaf:
+        def __init__(self) -> None:
+            self.is_stuck = asyncio.Event()
+
+        async def read(self, n: int) -> bytes:
+            await asyncio.Event().wait()
+            return bytes(n)
+
+        def write(self, data: bytes) -> None: ...
+
+        async def drain(self) -> None:
+            await self.is_stuck.wait()
+
+        def close(self) -> None: ...
+
+        async def wait_closed(self) -> None: ...
+
+    deaf = Deaf()
+    stream = MessageStream(B.peer_id, deaf, deaf)
+    num_sent = 0
+
+    async def send_for_ever() -> None:
+        nonlocal num_sent
+        while True:
+            stream.send(Pong(num_sent, "online", 0, 0, 0, 0))
+            num_sent += 1
+            if num_sent % 100 == 0:
+                await asyncio.sleep(0)
+
+    with pytest.raises(PeerUnreachable, match="does not read"):
+        await send_for_ever()
+    assert num_sent < 20_000
+    await stream.close()
+
+
+async def test_a_flood_of_messages_lets_others_have_their_turn() -> None:
+    line = Bytes(b"")
+    flood = MessageStream(B.peer_id, line, line)
+    for nonce in range(1000):
+        flood.send(Ping(nonce))
+    await flood.close()
+    stream = MessageStream(B.peer_id, Bytes(line.written), line)
+    taken = 0
+
+    async def take_all() -> None:
+        nonlocal taken
+        while taken < 1000:
+            await stream.receive()
+            taken += 1
+
+    taking = asyncio.create_task(take_all())
+    turns: list[int] = []
+    while not taking.done():
+        await asyncio.sleep(0)
+        turns.append(taken)
+    assert taken == 1000
+    assert max(after - before for before, after in pairwise([0, *turns])) <= MESSAGES_A_TURN
+    await stream.close()
+
+
 async def test_a_peer_that_lets_us_in_and_says_nothing_times_out() -> None:
     async def silent(_stream: MessageStream) -> None:
         await asyncio.sleep(1000)
@@ -136,7 +234,7 @@ async def test_what_is_no_greeting_is_refused() -> None:
         await asyncio.sleep(1)
 
     a, b = await pair(wrong)
-    with pytest.raises(WireError, match="Ready in the place of Hello"):
+    with pytest.raises(PeerUntrusted, match="Ready in the place of Hello"):
         await dial(a, B.peer_id, ())
     await a.close()
     await b.close()
@@ -155,7 +253,7 @@ async def test_a_refusal_reaches_who_dialled() -> None:
 
 def test_a_private_swarm_is_told_apart() -> None:
     with pytest.raises(NotAuthorized, match="private swarm"):
-        check_hello(Hello(1, auth=b"proof"))
+        check_hello(Hello(2, auth=b"proof"))
 
 
 class Bytes:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from routing.tree import Node
-from routing.wire import MAX_WAVES_OUTSTANDING
+from routing.wire_types import MAX_WAVES_OUTSTANDING
 from swarm.drafting import PENDING, DraftNode
 from swarm.session import (
     Asked,

@@ -9,25 +9,28 @@ from hypothesis import strategies as st
 
 from routing.domain import Hop, PeerId, Route, SamplingParams, SessionId, Span
 from routing.errors import WireError
-from routing.framing import MAX_CHUNK_BYTES, Assembler, Outbox, lane_of
-from routing.wire import (
-    MAX_NODES_PER_WAVE,
+from routing.framing import MAX_CHUNK_BYTES, MESSAGE_COST_BYTES, Assembler, Outbox, lane_of
+from routing.messages import (
+    Cancel,
     Close,
     Fault,
+    Grant,
     Hello,
+    HopEntry,
+    Known,
     Open,
+    Opened,
+    Recycled,
     Rows,
-    Sampling,
+    Stale,
     Timing,
+    Unknown,
     Verdict,
     Wave,
-    decode,
-    encode,
-    nodes_of,
-    open_message,
-    route_of,
-    sampling_of,
 )
+from routing.reserved import Fetch, Handover, Leaving, Part, Renew, Replay
+from routing.wire import decode, encode, nodes_of, open_message, route_of, sampling_of
+from routing.wire_types import MAX_NODES_PER_WAVE
 
 SESSION = SessionId(bytes(range(16)))
 ROUTE = Route((Hop(PeerId("a"), Span(0, 2), ("/ip4/127.0.0.1/tcp/1",)), Hop(PeerId("b"), Span(2, 6))))
@@ -69,7 +72,6 @@ def test_an_open_survives_with_its_route_and_sampling() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        Wave(SESSION, 0, 1, 0, 0, ()),
         Wave(SESSION, 0, 0, 0, 0, ((1, 0, 5),)),
         Wave(SESSION[:15], 0, 1, 0, 0, ((1, 0, 5),)),
         Wave(SESSION, 0, 1, 0, 0, ((1, 0, -5),)),
@@ -82,7 +84,7 @@ def test_an_open_survives_with_its_route_and_sampling() -> None:
     ids=repr,
 )
 def test_a_field_out_of_its_limits_is_refused(message: Wave | Verdict | Open | Fault) -> None:
-    with pytest.raises(WireError, match="not a message of protocol version 1"):
+    with pytest.raises(WireError, match="not a message of protocol version 2"):
         decode(encode(message))
 
 
@@ -96,14 +98,57 @@ def test_a_route_that_does_not_chain_is_refused() -> None:
 
 def test_sampling_that_this_version_does_not_do_is_refused() -> None:
     good = open_message(SESSION, 0, "m", 0, ROUTE, 100, SamplingParams())
-    for sampling in (Sampling(relax=0.1), Sampling(cap=2.0), Sampling(temperature=-1.0), Sampling(top_p=0.0)):
-        with pytest.raises(WireError):
+    refused: list[tuple[dict[str, int | float | str], str]] = [
+        ({"relax": 0.1}, "can't draw with 'relax'"),
+        ({"temperature": -1.0}, "temperature -1.0"),
+        ({"top_p": 0.0}, "top-p 0.0"),
+        ({"top_k": 0.5}, "top_k is '0.5'"),
+        ({"seed": "one"}, "seed is 'one'"),
+    ]
+    for sampling, text in refused:
+        with pytest.raises(WireError, match=text):
             sampling_of(msgspec.structs.replace(good, sampling=sampling))
 
 
 def test_fields_that_a_later_version_adds_are_ignored() -> None:
     longer = msgspec.msgpack.encode([*msgspec.msgpack.decode(encode(Close(SESSION))), "something new"])
     assert decode(longer) == Close(SESSION)
+
+
+@pytest.mark.parametrize("kind", [23, 99, 200])
+def test_a_kind_that_a_later_version_adds_is_told_from_what_is_no_message(kind: int) -> None:
+    assert decode(msgspec.msgpack.encode([kind, SESSION, 7])) == Unknown(kind, SESSION)
+    assert decode(msgspec.msgpack.encode([kind, "text"])) == Unknown(kind)
+    assert decode(msgspec.msgpack.encode([kind])) == Unknown(kind)
+    with pytest.raises(WireError):
+        decode(msgspec.msgpack.encode({"kind": kind}))
+
+
+RESERVED = [
+    Renew(SESSION, 1),
+    Replay(SESSION, 1, 2, 3),
+    Leaving(5.0),
+    Handover(SESSION, 1, "peer", ("/ip4/127.0.0.1/tcp/1",)),
+    Fetch(1, "model.norm.weight", 0, 4096),
+    Grant(SESSION, 0, 1 << 20),
+    Stale(SESSION, 0, 1, (), Recycled(8, 16, 2, bytes(16))),
+    Verdict(SESSION, 0, 1, (2, 3), 5, (), Recycled(8, 16, 2, bytes(16)), b"x", b"\x01", 0.25),
+    Opened(SESSION, 1, 100, 7, 3, 1 << 20),
+    Open(SESSION, 1, "m", 0, (HopEntry("a", 0, 6),), 9, {"seed": 1}, 7, ("rewind",), "bfloat16", 8, "a", "int8", 5),
+    Wave(SESSION, 1, 2, 3, 0, (), None, (), (1, 2), 4, True, 5, False, True, b"w", b"d"),
+    Cancel(SESSION, 0, 3, 5),
+]
+
+
+@pytest.mark.parametrize("message", RESERVED, ids=lambda message: type(message).__name__)
+def test_every_field_of_version_2_survives(message: Known) -> None:
+    assert decode(encode(message)) == message
+
+
+def test_the_piece_of_a_tensor_survives() -> None:
+    part = decode(encode(Part(1, memoryview(bytes(9)))))
+    assert isinstance(part, Part)
+    assert bytes(part.data) == bytes(9)
 
 
 @given(st.binary(max_size=200))
@@ -148,6 +193,34 @@ def test_a_small_message_does_not_wait_for_a_large_one_of_another_lane() -> None
     assert second is not None
     assert assembler.feed(first) == []
     assert assembler.feed(second) == [b"small"]
+
+
+def test_large_messages_of_many_lanes_are_never_begun_beyond_what_the_receiver_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("routing.framing.MAX_MESSAGE_BYTES", 5 * MAX_CHUNK_BYTES)
+    outbox, assembler = Outbox(), Assembler()
+    for lane in range(40):
+        outbox.put(lane, bytes([lane]) * (2 * MAX_CHUNK_BYTES + 1), has_credit=True)
+    outbox.put(99, b"small")
+    received: list[bytearray] = []
+    while (chunk := outbox.pop(0.0)) is not None:
+        received += assembler.feed(chunk)
+    assert sorted(bytes(message[:1]) for message in received) == sorted([*(bytes([n]) for n in range(40)), b"s"])
+    assert bytes(received[0]) == b"small"
+    assert outbox.num_bytes == outbox.num_uncredited_bytes == 0
+
+
+def test_what_waits_without_credit_is_counted_with_what_it_takes() -> None:
+    outbox = Outbox()
+    for _ in range(1000):
+        outbox.put(7, b"tiny")
+    assert outbox.num_uncredited_bytes == 1000 * (4 + MESSAGE_COST_BYTES)
+    outbox.put(8, bytes(100), has_credit=True)
+    assert outbox.num_uncredited_bytes == 1000 * (4 + MESSAGE_COST_BYTES)
+    while outbox.pop(0.0) is not None:
+        pass
+    assert outbox.num_uncredited_bytes == 0
 
 
 def test_a_message_that_is_not_due_waits_and_says_until_when() -> None:
