@@ -41,14 +41,15 @@ from routing.domain import ModelId, PeerRecord, PeerState, Span
 from routing.errors import ConfigError, SwarmError
 from routing.identity import Identity
 from routing.messages import PROTOCOL_VERSION
-from routing.p2p import P2PNode, get_dht_time
+from routing.p2p.directory import get_dht_time
+from routing.p2p.node import P2PNode
 from routing.placement import worst_covered
 from routing.version import __version__
 
 log = logging.getLogger(__name__)
 
-RECORD_SECONDS = 60.0
-RENEW_SECONDS = 15.0
+RECORD_SECONDS = 300.0
+RENEW_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class PeerSettings:
         identity: the peer's key.
         name: shown to others.
         delay_seconds: hold back everything that is sent for so long; to try out long lines.
+        renew_seconds: how often the peer's record is stored anew.
     """
 
     folder: Path
@@ -82,16 +84,20 @@ class PeerSettings:
     initial_peers: tuple[str, ...] = ()
     name: str = ""
     delay_seconds: float = 0.0
+    renew_seconds: float = RENEW_SECONDS
 
 
 class ServingPeer:
     """A peer that serves. Made by ``start``; the context says goodbye at its end."""
 
-    def __init__(self, p2p: P2PNode, server: Server, record: PeerRecord, executor: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, p2p: P2PNode, server: Server, record: PeerRecord, executor: ThreadPoolExecutor, renew_seconds: float
+    ) -> None:
         self.p2p = p2p
         self.server = server
         self._record = record
         self._executor = executor
+        self._renew_seconds = renew_seconds
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -163,7 +169,7 @@ class ServingPeer:
             sequence=0,
             expiry=0.0,
         )
-        node = cls(p2p, server, record, executor)
+        node = cls(p2p, server, record, executor, settings.renew_seconds)
         try:
             await node._announce()
         except BaseException:
@@ -225,7 +231,7 @@ class ServingPeer:
 
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(RENEW_SECONDS)
+            await asyncio.sleep(self._renew_seconds)
             try:
                 await self._publish(PeerState.ONLINE)
             except SwarmError as error:

@@ -1,7 +1,7 @@
-"""Who a peer is, and how it signs what it says about itself.
+"""Who a peer is: its key, its id, and what it signs.
 
 A peer is an Ed25519 key. Its id is base58 of the libp2p "identity" multihash of the public key, so the id itself holds
-the key: a record that is signed by the key of the peer it names needs no other proof. The key file is the one that the
+the key: what is signed by the key of the peer that it names needs no other proof. The key file is the one that the
 libp2p daemon reads: a protobuf of key type 1 (Ed25519) and 64 bytes, seed and public key.
 
 Source: libp2p's specification of peer ids, https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md
@@ -11,25 +11,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
 
 import base58
-import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from msgspec import Meta, Struct
 
-from routing.domain import ModelId, PeerId, PeerRecord, PeerState, Span
-from routing.errors import ConfigError, WireError
+from routing.domain import PeerId
+from routing.errors import ConfigError
 
 _KEY_HEAD = bytes((0x08, 0x01, 0x12, 0x40))  # protobuf: key type 1, then 64 bytes
 _ID_HEAD = bytes((0x00, 0x24, 0x08, 0x01, 0x12, 0x20))  # multihash: identity, 36 bytes; protobuf: type 1, 32 bytes
-_SIGNING_CONTEXT = b"specswarm-peer-record-1:"
-MAX_RECORD_BYTES = 8 << 10
-
-_Name = Annotated[str, Meta(max_length=200)]
-_Count = Annotated[int, Meta(ge=0, lt=2**53)]
-_Seconds = Annotated[float, Meta(ge=0)]
 
 
 class Identity:
@@ -82,16 +73,14 @@ class Identity:
         """The id that follows from the key."""
         return peer_id_of(self._public)
 
-    def sign(self, record: PeerRecord) -> bytes:
-        """The record with its signature, as it is stored for others.
+    @property
+    def public_key(self) -> bytes:
+        """The 32 bytes that everybody may know."""
+        return self._public
 
-        Raises:
-            ValueError: the record is another peer's.
-        """
-        if record.peer != self.peer_id:
-            raise ValueError(f"{self.peer_id} can't sign for {record.peer}")
-        body = _encode_record(record)
-        return msgspec.msgpack.encode(_Signed(body, self._public, self._key.sign(_SIGNING_CONTEXT + body)))
+    def sign(self, data: bytes) -> bytes:
+        """A signature, 64 bytes. ``data`` begins with what it is for, so that it is good for nothing else."""
+        return self._key.sign(data)
 
 
 def peer_id_of(public_key: bytes) -> PeerId:
@@ -99,106 +88,10 @@ def peer_id_of(public_key: bytes) -> PeerId:
     return PeerId(base58.b58encode(_ID_HEAD + public_key).decode("ascii"))
 
 
-def open_record(data: bytes) -> PeerRecord:
-    """A stored record, its signature checked against the id that it names. Its expiry is the caller's business.
-
-    Raises:
-        WireError: malformed, too large, or signed by another key than the peer's own.
-    """
-    if len(data) > MAX_RECORD_BYTES:
-        raise WireError(f"a record of {len(data)} bytes is over the limit of {MAX_RECORD_BYTES}")
+def is_signed(data: bytes, public_key: bytes, signature: bytes) -> bool:
+    """Did the owner of this key (32 bytes) sign these bytes?"""
     try:
-        signed = _signed_decoder.decode(data)
-        body = _body_decoder.decode(signed.body)
-        record = _decode_record(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise WireError(f"malformed record: {error}") from None
-    if peer_id_of(signed.public_key) != record.peer:
-        raise WireError(f"a record of {record.peer} that another key has signed")
-    try:
-        Ed25519PublicKey.from_public_bytes(signed.public_key).verify(signed.signature, _SIGNING_CONTEXT + signed.body)
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, data)
     except (InvalidSignature, ValueError):
-        raise WireError(f"a record of {record.peer} whose signature is wrong") from None
-    return record
-
-
-class _Signed(Struct, frozen=True, array_like=True):
-    body: bytes
-    public_key: Annotated[bytes, Meta(min_length=32, max_length=32)]
-    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
-
-
-class _Body(Struct, frozen=True):
-    """A record as a map by name: fields that a reader does not know are ignored."""
-
-    model: _Name
-    num_blocks: Annotated[int, Meta(ge=1, le=100_000)]
-    start: _Count
-    end: _Count
-    peer: _Name
-    addresses: Annotated[tuple[_Name, ...], Meta(max_length=32)]
-    state: PeerState
-    weights_class: _Name
-    software: _Name
-    protocol: _Count
-    sequence: _Count
-    expiry: _Seconds
-    name: Annotated[str, Meta(max_length=64)] = ""
-    num_free_kv_tokens: _Count = 0
-    queue: _Count = 0
-    step_seconds: Annotated[tuple[tuple[_Count, _Seconds], ...], Meta(max_length=32)] = ()
-    features: Annotated[tuple[_Name, ...], Meta(max_length=32)] = ()
-
-
-_signed_decoder = msgspec.msgpack.Decoder(_Signed)
-_body_decoder = msgspec.msgpack.Decoder(_Body)
-
-
-def _encode_record(record: PeerRecord) -> bytes:
-    return msgspec.msgpack.encode(
-        _Body(
-            model=str(record.model),
-            num_blocks=record.num_blocks,
-            start=record.span.start,
-            end=record.span.end,
-            peer=record.peer,
-            addresses=record.addresses,
-            state=record.state,
-            weights_class=record.weights_class,
-            software=record.software,
-            protocol=record.protocol,
-            sequence=record.sequence,
-            expiry=record.expiry,
-            name=record.name,
-            num_free_kv_tokens=record.num_free_kv_tokens,
-            queue=record.queue,
-            step_seconds=record.step_seconds,
-            features=record.features,
-        )
-    )
-
-
-def _decode_record(body: _Body) -> PeerRecord:
-    span = Span(body.start, body.end)
-    if span.end > body.num_blocks:
-        raise ValueError(f"the span {span} of a model of {body.num_blocks} blocks")
-    if not body.name.isprintable():
-        raise ValueError("a name with control characters")
-    return PeerRecord(
-        model=ModelId.parse(body.model),
-        num_blocks=body.num_blocks,
-        span=span,
-        peer=PeerId(body.peer),
-        addresses=body.addresses,
-        state=body.state,
-        weights_class=body.weights_class,
-        software=body.software,
-        protocol=body.protocol,
-        name=body.name,
-        num_free_kv_tokens=body.num_free_kv_tokens,
-        queue=body.queue,
-        step_seconds=body.step_seconds,
-        features=body.features,
-        sequence=body.sequence,
-        expiry=body.expiry,
-    )
+        return False
+    return True

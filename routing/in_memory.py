@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from routing.domain import ModelId, PeerId, PeerRecord, PeerState
 from routing.errors import PeerUnreachable
-from routing.identity import Identity, open_record
+from routing.identity import Identity
+from routing.records import open_record, sign_record
 from routing.streams import MessageStream
 from routing.transport import StreamHandler
 
@@ -147,7 +148,7 @@ class MemoryDirectory:
 
     async def publish(self, record: PeerRecord) -> None:
         """Sign and store our own record."""
-        self._network.records[record.model.name, record.peer] = self._identity.sign(record)
+        self._network.records[record.model.name, record.peer] = sign_record(self._identity, record)
 
     async def lookup(self, name: str) -> list[PeerRecord]:
         """The records of every peer that serves a model of this name; this directory's records never expire."""

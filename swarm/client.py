@@ -87,7 +87,7 @@ class SwarmClient:
             SwarmError: none of the peers answers.
         """
         from routing.identity import Identity
-        from routing.p2p import P2PNode
+        from routing.p2p.node import P2PNode
 
         node = await P2PNode.create(
             Identity.generate(), initial_peers=initial_peers, client_only=True, delay_seconds=delay_seconds

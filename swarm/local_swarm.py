@@ -231,7 +231,7 @@ async def _until_told(pipe: Connection, plan: PeerPlan | None, initial_peers: tu
 
 async def _bootstrap(pipe: Connection) -> None:
     from routing.identity import Identity
-    from routing.p2p import P2PNode
+    from routing.p2p.node import P2PNode
 
     node = await P2PNode.create(Identity.generate(), listen=_LOOPBACK)
     try:

@@ -15,14 +15,14 @@ from peer.plan import Outcome
 from peer.scheduler import CostModel, Scheduler
 from peer.server import Compute, Server
 from peer.spans import SpanModel
-from routing.domain import ModelId, PeerRecord, PeerState, SamplingParams, Span
+from routing.domain import ModelId, SamplingParams, Span
 from routing.identity import Identity
 from routing.in_memory import MemoryNetwork, MemoryTransport
-from routing.messages import PROTOCOL_VERSION
 from swarm.client import ModelName, SwarmClient
 from swarm.conversation import Conversation, Stats
 from swarm.drafting import Proposer
 from swarm.speculation import Speculation
+from tests.peer_records import record_of
 
 
 async def inline(run: Callable[[], Sequence[Outcome]]) -> Sequence[Outcome]:
@@ -51,23 +51,13 @@ class MemoryPeer:
         served = span_model.served(self.identity.peer_id, self.model, "float32", num_kv_tokens)
         self.hop = Hop(served, Scheduler(CostModel()), window)
         self.server = Server(self.hop, TorchEngine(span_model), self.transport, compute)
-        self.record = PeerRecord(
+        self.record = record_of(
+            self.identity.peer_id,
             model=self.model,
             num_blocks=checkpoint.config.num_blocks,
             span=span,
-            peer=self.identity.peer_id,
             addresses=self.transport.addresses,
-            state=PeerState.ONLINE,
-            weights_class="float32",
-            software="test",
-            protocol=PROTOCOL_VERSION,
-            name="",
             num_free_kv_tokens=num_kv_tokens,
-            queue=0,
-            step_seconds=(),
-            features=(),
-            sequence=1,
-            expiry=2e9,
         )
 
 

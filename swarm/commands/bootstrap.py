@@ -13,7 +13,7 @@ async def bootstrap(
     listen: list[str], announce: list[str], initial_peers: list[str], identity_file: Path | None
 ) -> None:
     """Keep records for others until Ctrl-C."""
-    from routing.p2p import P2PNode
+    from routing.p2p.node import P2PNode
 
     identity = Identity.generate() if identity_file is None else Identity.load_or_create(identity_file)
     node = await P2PNode.create(identity, listen=listen, announce=announce, initial_peers=initial_peers)

@@ -49,8 +49,11 @@ def no_complaints(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert [record.getMessage() for record in caplog.get_records("call") if _is_complaint(record)] == []
 
 
+_LOGGERS = ("asyncio", "routing.p2p.daemon", "routing.p2p.storage", "routing.stream_pool")
+
+
 def _is_complaint(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR and record.name in ("asyncio", "routing.p2p", "routing.stream_pool")
+    return record.levelno >= logging.ERROR and record.name in _LOGGERS
 
 
 def _processes() -> list[str]:

@@ -13,15 +13,18 @@ from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.p2p import PeerID
 
 from routing.addresses import split_peer
-from routing.domain import ModelId, PeerId, PeerRecord, PeerState, Span
+from routing.domain import ModelId, PeerId, PeerRecord, PeerState
 from routing.errors import ConfigError, PeerUnreachable, SwarmError
 from routing.handshake import dial, welcome
 from routing.identity import Identity
 from routing.messages import Close, Fault, Ping, Pong, Rows, Wave
-from routing.p2p import P2PNode, get_dht_time
-from routing.records import MODELS_KEY, key_id, model_key
+from routing.p2p.directory import get_dht_time
+from routing.p2p.node import P2PNode
+from routing.record_rules import key_id, model_key, models_key
+from routing.records import sign_record
 from routing.streams import MessageStream
 from routing.transport import Directory
+from tests.peer_records import MODEL, record_of
 
 pytestmark = [
     pytest.mark.filterwarnings("error::ResourceWarning"),
@@ -29,7 +32,6 @@ pytestmark = [
 ]
 
 GUARD_SECONDS = 120
-MODEL = ModelId("tiny", "0" * 8, "1" * 8)
 NodeFactory = Callable[..., Awaitable[P2PNode]]
 
 
@@ -61,26 +63,8 @@ def wave(session: bytes, number: int, num_bytes: int) -> Wave:
     return Wave(session, 0, number, 0, 0, ((number, 0, 5),), Rows("uint8", 1, num_bytes, memoryview(data)))
 
 
-def record_of(node: P2PNode, life_seconds: float = 600.0, **changes: object) -> PeerRecord:
-    record = PeerRecord(
-        model=MODEL,
-        num_blocks=4,
-        span=Span(0, 4),
-        peer=node.peer_id,
-        addresses=node.addresses,
-        state=PeerState.ONLINE,
-        weights_class="float32",
-        software="0",
-        protocol=1,
-        name="",
-        num_free_kv_tokens=10,
-        queue=0,
-        step_seconds=(),
-        features=(),
-        sequence=1,
-        expiry=get_dht_time() + life_seconds,
-    )
-    return replace(record, **changes)  # type: ignore[arg-type]
+def record_by(node: P2PNode, life_seconds: float = 300.0, **changes: object) -> PeerRecord:
+    return record_of(node.peer_id, **{"addresses": node.addresses, "expiry": get_dht_time() + life_seconds, **changes})
 
 
 async def dead_address() -> str:
@@ -119,7 +103,7 @@ async def test_two_nodes_talk_both_ways_in_small_and_large_messages_on_several_l
 async def test_a_client_talks_to_a_peer_and_listens_nowhere(start: NodeFactory) -> None:
     peer = await start()
     await peer.serve(echo)
-    await peer.publish(record_of(peer))
+    await peer.publish(record_by(peer))
     client = await start(client_only=True, initial_peers=peer.join_addresses)
     assert client.addresses == ()
     [found] = await client.lookup("tiny")
@@ -261,7 +245,7 @@ async def test_records_are_found_until_their_goodbye(start: NodeFactory) -> None
     bootstrap = await start()
     peers = [await start(initial_peers=bootstrap.join_addresses) for _ in range(3)]
     other = ModelId("other", "2" * 8, "3" * 8)
-    records = [record_of(peer) for peer in peers[:2]] + [record_of(peers[2], model=other)]
+    records = [record_by(peer) for peer in peers[:2]] + [record_by(peers[2], model=other)]
     for peer, record in zip(peers, records, strict=True):
         await peer.publish(record)
     directories: list[Directory] = [bootstrap, *peers]
@@ -289,17 +273,17 @@ async def test_a_forged_record_is_refused_by_every_node_and_the_honest_one_stays
     third = await start(records_bad=counter("third"), initial_peers=bootstrap.join_addresses)
     stranger_identity = Identity.generate()
     stranger = await start(stranger_identity, initial_peers=bootstrap.join_addresses)
-    honest = record_of(peer)
+    honest = record_by(peer)
     await peer.publish(honest)
-    key, models = DHTID.generate(model_key("tiny")), DHTID.generate(MODELS_KEY)
+    key, models = DHTID.generate(model_key("tiny")), DHTID.generate(models_key(stranger.peer_id))
     assert key.to_bytes() == key_id(model_key("tiny"))
-    protocol, dumps = stranger._dht.protocol, stranger._dht.protocol.serializer.dumps
-    own = record_of(stranger)
-    own_signed, later = stranger_identity.sign(own), honest.expiry + 100
-    honest_signed = owner.sign(honest)
+    protocol, dumps = stranger._directory.dht.protocol, stranger._directory.dht.protocol.serializer.dumps
+    own = record_by(stranger)
+    own_signed, later = sign_record(stranger_identity, own), honest.expiry + 100
+    honest_signed = sign_record(owner, honest)
     old = replace(honest, expiry=honest.expiry - 100)
-    old_signed = owner.sign(old)
-    claimed = stranger_identity.sign(own).replace(stranger.peer_id.encode(), peer.peer_id.encode())
+    old_signed = sign_record(owner, old)
+    claimed = sign_record(stranger_identity, own).replace(stranger.peer_id.encode(), peer.peer_id.encode())
     whole = DictionaryDHTValue()
     whole.store(peer.peer_id, dumps(own_signed), later)
     forged = {
@@ -319,7 +303,7 @@ async def test_a_forged_record_is_refused_by_every_node_and_the_honest_one_stays
     }
     for node in (bootstrap, peer, third):
         remote = PeerID.from_base58(node.peer_id)
-        await stranger._dial(node.peer_id, node.addresses)
+        await stranger._daemon.dial(node.peer_id, node.addresses)
         for what, (where, value, expiry, subkey) in forged.items():
             for in_cache in (False, True):
                 stored = await protocol.call_store(remote, [where], [value], [expiry], [subkey], in_cache)
@@ -328,7 +312,7 @@ async def test_a_forged_record_is_refused_by_every_node_and_the_honest_one_stays
         assert await protocol.call_store(remote, [key], [dumps(own_signed)], [own.expiry], [own.peer], True) == [False]
         # The peer's own older record again: the newer one must not die with it.
         assert await protocol.call_store(remote, [key], [dumps(old_signed)], [old.expiry], [old.peer]) == [False]
-        kept = node._dht.protocol.storage.get(key).value
+        kept = node._directory.dht.protocol.storage.get(key).value
         assert kept.key_to_heap[peer.peer_id].expiration_time == kept.get(peer.peer_id).expiration_time == honest.expiry
     assert num_bad == dict.fromkeys(num_bad, 2 * len(forged))
     for node in (bootstrap, peer, third, stranger):
@@ -356,7 +340,7 @@ async def test_a_stopped_bootstrap_does_not_stop_who_also_knows_a_living_one(sta
     os.kill(stopped.daemon_pid, signal.SIGSTOP)
     try:
         peer = await start(initial_peers=[*stopped.join_addresses, *living.join_addresses], join_seconds=GUARD_SECONDS)
-        await peer.publish(record_of(peer))
+        await peer.publish(record_by(peer))
         assert [record.peer for record in await living.lookup("tiny")] == [peer.peer_id]
     finally:
         os.kill(stopped.daemon_pid, signal.SIGCONT)
@@ -365,7 +349,7 @@ async def test_a_stopped_bootstrap_does_not_stop_who_also_knows_a_living_one(sta
 async def test_one_living_bootstrap_among_dead_ones_is_enough(start: NodeFactory) -> None:
     bootstrap = await start()
     peer = await start(initial_peers=[await dead_address(), *bootstrap.join_addresses], join_seconds=GUARD_SECONDS)
-    await peer.publish(record_of(peer))
+    await peer.publish(record_by(peer))
     assert [record.peer for record in await bootstrap.lookup("tiny")] == [peer.peer_id]
 
 

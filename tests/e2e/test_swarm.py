@@ -16,13 +16,16 @@ import pytest_asyncio
 from hivemind.dht.routing import DHTID
 from hivemind.p2p import PeerID
 
-from routing.domain import ModelId, PeerId, PeerRecord, PeerState, SamplingParams, Span
+from peer.node import PeerSettings, ServingPeer
+from routing.domain import PeerId, PeerRecord, PeerState, SamplingParams, Span
 from routing.errors import PeerUnreachable, WireError
 from routing.handshake import dial
 from routing.identity import Identity
 from routing.messages import Fault, Ping, Pong
-from routing.p2p import P2PNode, get_dht_time
-from routing.records import model_key
+from routing.p2p.directory import get_dht_time
+from routing.p2p.node import P2PNode
+from routing.record_rules import model_key
+from routing.records import sign_record
 from routing.streams import MessageStream
 from swarm.client import ModelName, SwarmClient
 from swarm.local_swarm import LocalSwarm, PeerPlan, stop_fork_server
@@ -30,6 +33,7 @@ from swarm.models import EMBEDDED, ModelFolder
 from swarm.speculation import Speculation
 from swarm.tokenizer import Tokenizer
 from tests.e2e.commands import SWARM, WAIT_SECONDS, Serving, environment, swarm
+from tests.peer_records import record_of
 from tests.tiny_models import assert_greedy, plain
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -261,35 +265,20 @@ async def test_a_record_that_another_key_has_signed_is_refused_by_every_node(run
         async with asyncio.timeout(120):
             records = await stranger.lookup(EMBEDDED)
             victim = next(record for record in records if record.name == "third")
-            own = PeerRecord(
-                model=ModelId(EMBEDDED, victim.model.config, victim.model.weights),
-                num_blocks=30,
-                span=Span(0, 30),
-                peer=stranger.peer_id,
-                addresses=(),
-                state=PeerState.ONLINE,
-                weights_class="float32",
-                software="0",
-                protocol=1,
-                name="",
-                num_free_kv_tokens=0,
-                queue=0,
-                step_seconds=(),
-                features=(),
-                sequence=1,
-                expiry=get_dht_time() + 300,
+            own = record_of(
+                stranger.peer_id, model=victim.model, num_blocks=30, span=Span(0, 30), expiry=get_dht_time() + 300
             )
-            forged = stranger_identity.sign(own).replace(stranger.peer_id.encode(), victim.peer.encode())
-            protocol = stranger._dht.protocol
+            forged = sign_record(stranger_identity, own).replace(stranger.peer_id.encode(), victim.peer.encode())
+            protocol = stranger._directory.dht.protocol
             key, value = DHTID.generate(model_key(EMBEDDED)), protocol.serializer.dumps(forged)
             bootstrap = running.initial_peers[0].rpartition("/p2p/")
             nodes = [(PeerId(bootstrap[2]), (bootstrap[0],)), *((r.peer, r.addresses) for r in records)]
             assert len(nodes) == 4
             for peer, addresses in nodes:
-                await stranger._dial(peer, addresses)
+                await stranger._daemon.dial(peer, addresses)
                 remote = PeerID.from_base58(peer)
                 assert await protocol.call_store(remote, [key], [value], [own.expiry], [victim.peer]) == [False]
-                own_value = protocol.serializer.dumps(stranger_identity.sign(own))
+                own_value = protocol.serializer.dumps(sign_record(stranger_identity, own))
                 assert await protocol.call_store(remote, [key], [own_value], [own.expiry], [own.peer]) == [True]
             assert victim in await stranger.lookup(EMBEDDED)
             await stranger.publish(replace(own, state=PeerState.GONE, expiry=own.expiry + 1))
@@ -297,17 +286,14 @@ async def test_a_record_that_another_key_has_signed_is_refused_by_every_node(run
         await stranger.close()
 
 
-async def test_a_record_is_renewed_before_it_ends(running: Running) -> None:
-    node = await P2PNode.create(Identity.generate(), initial_peers=running.initial_peers, client_only=True)
-    try:
-        async with asyncio.timeout(WAIT_SECONDS):
-            first = await third_peer(node)
-            while (now := await third_peer(node)).sequence == first.sequence:  # noqa: ASYNC110 - a DHT calls nobody
-                await asyncio.sleep(0.2)
-            assert now.sequence > first.sequence
-            assert now.expiry > first.expiry > get_dht_time()
-    finally:
-        await node.close()
+async def test_a_record_is_renewed_before_it_ends(embedded: ModelFolder) -> None:
+    settings = PeerSettings(embedded.path, embedded.name, Identity.generate(), Span(0, 1), renew_seconds=0.2)
+    async with asyncio.timeout(WAIT_SECONDS), await ServingPeer.start(settings, print) as peer:
+        [first] = await peer.p2p.lookup(EMBEDDED)
+        while (now := (await peer.p2p.lookup(EMBEDDED))[0]).sequence == first.sequence:  # noqa: ASYNC110 - a DHT calls nobody
+            await asyncio.sleep(0.2)
+        assert now.sequence > first.sequence
+        assert now.expiry > first.expiry > get_dht_time()
 
 
 async def test_a_peer_that_is_told_to_stop_leaves_cleanly_and_its_blocks_are_missing(running: Running) -> None:

@@ -4,32 +4,22 @@ import itertools
 
 import pytest
 
-from routing.domain import ModelId, PeerId, PeerRecord, PeerState, Span
+from routing.domain import PeerId, PeerRecord, PeerState, Span
 from routing.errors import NoRoute
 from routing.placement import worst_covered
 from routing.planner import best_route, step_seconds
-
-MODEL = ModelId("tiny", "0" * 8, "1" * 8)
+from tests.peer_records import record_of
 
 
 def record(peer: str, start: int, end: int, *, step: float = 0.01, queue: int = 0, state: str = "online") -> PeerRecord:
-    return PeerRecord(
-        MODEL,
-        30,
-        Span(start, end),
-        PeerId(peer),
-        (f"/memory/{peer}",),
-        PeerState(state),
-        "float32",
-        "0.1",
-        1,
-        "",
-        1000,
-        queue,
-        ((1, step), (9, step * 5)),
-        (),
-        1,
-        2e9,
+    return record_of(
+        peer,
+        num_blocks=30,
+        span=Span(start, end),
+        addresses=(f"/memory/{peer}",),
+        state=PeerState(state),
+        queue=queue,
+        step_seconds=((1, step), (9, step * 5)),
     )
 
 

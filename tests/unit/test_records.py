@@ -4,87 +4,118 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from routing.domain import ModelId, PeerRecord, PeerState, Span
+from routing.errors import ConfigError, WireError
 from routing.identity import Identity
-from routing.records import MAX_LIFE_SECONDS, MODELS_KEY, key_id, model_key, read, refusal
+from routing.records import MAX_ADDRESSES, MAX_RECORD_BYTES, open_record, sign_record
+from tests.peer_records import record_of
 
-OWNER, STRANGER = Identity(bytes(32)), Identity(bytes([1]) * 32)
-KEY = model_key("tiny")
-NOW = 1000.0
-
-
-def record_of(identity: Identity) -> PeerRecord:
-    return PeerRecord(
-        model=ModelId("tiny", "0" * 8, "1" * 8), num_blocks=4, span=Span(0, 4), peer=identity.peer_id, addresses=(),
-        state=PeerState.ONLINE, weights_class="float32", software="0", protocol=1, name="", num_free_kv_tokens=0,
-        queue=0, step_seconds=(), features=(), sequence=1, expiry=NOW + 60,
-    )  # fmt: skip
-
-
-RECORD = record_of(OWNER)
-SIGNED = OWNER.sign(RECORD)
-pack = msgspec.msgpack.encode
+IDENTITY = Identity(bytes(range(32)))
+CONTEXT = b"specswarm-peer-record-1:"
+RECORD = record_of(
+    IDENTITY.peer_id,
+    addresses=("/ip4/127.0.0.1/tcp/4001",),
+    name="attic",
+    queue=2,
+    step_seconds=((1, 0.01), (8, 0.02)),
+    features=("verify",),
+    sequence=3,
+    expiry=1_800_000_000.5,
+)
 
 
-@pytest.mark.parametrize("key", [KEY, MODELS_KEY])
-def test_a_record_may_lie_under_its_models_name_and_among_all_models(key: str) -> None:
-    assert refusal(key_id(key), pack(OWNER.peer_id), pack(SIGNED), RECORD.expiry) is None
+def test_a_record_survives_signing() -> None:
+    assert open_record(sign_record(IDENTITY, RECORD)) == RECORD
 
 
-@pytest.mark.parametrize("subkey", [pack(None), b"", pack(STRANGER.peer_id), pack(7), pack(OWNER.peer_id) + b"\x00"])
-def test_a_subkey_that_is_not_the_signer_is_refused(subkey: bytes) -> None:
-    assert refusal(key_id(KEY), subkey, pack(SIGNED), RECORD.expiry) == "its subkey is not the peer that signed it"
+def test_nobody_signs_for_another_peer() -> None:
+    with pytest.raises(ValueError, match="can't sign for"):
+        sign_record(Identity.generate(), RECORD)
 
 
-def test_a_subkey_in_an_unusual_form_is_refused() -> None:
-    name = OWNER.peer_id.encode()
-    unusual = b"\xdb" + len(name).to_bytes(4, "big") + name
-    assert msgspec.msgpack.decode(unusual) == OWNER.peer_id
-    assert refusal(key_id(KEY), unusual, pack(SIGNED), RECORD.expiry) is not None
+def test_a_record_signed_by_another_key_is_refused() -> None:
+    body, _, _ = msgspec.msgpack.decode(sign_record(IDENTITY, RECORD))
+    forger = Identity(bytes(32))
+    forged = [body, forger.public_key, forger.sign(CONTEXT + body)]
+    with pytest.raises(WireError, match="another key has signed"):
+        open_record(msgspec.msgpack.encode(forged))
 
 
-@pytest.mark.parametrize("value", [b"", b"\xc1", pack("text"), pack({"a": 1}), pack(None), pack([SIGNED]), SIGNED])
-def test_a_value_that_is_not_bytes_is_refused(value: bytes) -> None:
-    assert refusal(key_id(KEY), pack(OWNER.peer_id), value, RECORD.expiry) == "its value is not bytes"
+def test_a_record_with_the_owners_key_and_anothers_signature_is_refused() -> None:
+    body, key, _ = msgspec.msgpack.decode(sign_record(IDENTITY, RECORD))
+    _, _, signature = msgspec.msgpack.decode(sign_record(IDENTITY, replace(RECORD, sequence=4)))
+    with pytest.raises(WireError, match="signature is wrong"):
+        open_record(msgspec.msgpack.encode([body, key, signature]))
 
 
-def test_a_value_in_an_unusual_form_is_refused() -> None:
-    unusual = b"\xc6" + len(SIGNED).to_bytes(4, "big") + SIGNED
-    assert refusal(key_id(KEY), pack(OWNER.peer_id), unusual, RECORD.expiry) == "its value is not in the usual form"
+@given(st.integers(0, 10_000), st.integers(1, 255))
+def test_a_changed_byte_is_noticed(place: int, change: int) -> None:
+    data = bytearray(sign_record(IDENTITY, RECORD))
+    data[place % len(data)] ^= change
+    try:
+        record = open_record(bytes(data))
+    except WireError:
+        return
+    pytest.fail(f"opened as {record}")
 
 
-def test_bytes_that_are_no_record_are_refused() -> None:
-    assert "malformed" in (refusal(key_id(KEY), pack(OWNER.peer_id), pack(b"x"), RECORD.expiry) or "")
+@given(st.binary(max_size=300))
+def test_random_bytes_are_no_record(data: bytes) -> None:
+    with pytest.raises(WireError):
+        open_record(data)
 
 
-def test_what_another_key_has_signed_is_refused() -> None:
-    claimed = STRANGER.sign(record_of(STRANGER)).replace(STRANGER.peer_id.encode(), OWNER.peer_id.encode())
-    assert refusal(key_id(KEY), pack(OWNER.peer_id), pack(claimed), RECORD.expiry) is not None
+def sign_raw(**changes: object) -> bytes:
+    body, _, _ = msgspec.msgpack.decode(sign_record(IDENTITY, RECORD))
+    fields = {**msgspec.msgpack.decode(body), **changes}
+    raw = msgspec.msgpack.encode(fields)
+    return msgspec.msgpack.encode([raw, IDENTITY.public_key, IDENTITY.sign(CONTEXT + raw)])
 
 
-@pytest.mark.parametrize("expiry", [RECORD.expiry + 0.001, RECORD.expiry - 10, float("inf"), float("nan")])
-def test_another_expiry_than_the_signed_one_is_refused(expiry: float) -> None:
-    assert "it would be kept until" in (refusal(key_id(KEY), pack(OWNER.peer_id), pack(SIGNED), expiry) or "")
+def test_fields_that_a_reader_does_not_know_are_ignored() -> None:
+    assert open_record(sign_raw(colour="green")) == RECORD
 
 
-def test_an_endless_life_is_refused_though_signed() -> None:
-    endless = OWNER.sign(replace(RECORD, expiry=float("inf")))
-    assert refusal(key_id(KEY), pack(OWNER.peer_id), pack(endless), float("inf")) is not None
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"end": 31},
+        {"end": 0},
+        {"model": "tiny"},
+        {"state": "sleepy"},
+        {"expiry": -1.0},
+        {"addresses": ["/ip4/192.0.2.1/tcp/1"] * (MAX_ADDRESSES + 1)},
+        {"step_seconds": [[1, float("inf")]]},
+        {"step_seconds": [[1, float("nan")]]},
+        {"queue": -1},
+        {"peer": 5},
+    ],
+    ids=str,
+)
+def test_a_signed_record_that_makes_no_sense_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(WireError):
+        open_record(sign_raw(**changes))
 
 
-@pytest.mark.parametrize("key", [model_key("other"), "specswarm", KEY + " "])
-def test_another_key_is_refused(key: str) -> None:
-    assert refusal(key_id(key), pack(OWNER.peer_id), pack(SIGNED), RECORD.expiry) == "it lies under another model's key"
+@pytest.mark.parametrize("text", ["\x1b[2J", "a\nb", "\x00", "\u202egnp", "\u2028"], ids=ascii)
+@pytest.mark.parametrize("field", ["model", "peer", "weights_class", "software", "name", "addresses", "features"])
+def test_a_text_with_control_characters_is_refused_in_every_field(field: str, text: str) -> None:
+    with pytest.raises(WireError, match="malformed"):
+        open_record(sign_raw(**{field: [text] if field in ("addresses", "features") else text}))
 
 
-def test_a_reader_gets_living_records_and_counts_what_is_none() -> None:
-    other = replace(record_of(STRANGER), state=PeerState.GONE)
-    values: dict[object, object] = {OWNER.peer_id: SIGNED, STRANGER.peer_id: STRANGER.sign(other), 7: SIGNED, "x": 1}
-    assert read(values, KEY, NOW) == ([RECORD], 2)
-    assert read(values, KEY, RECORD.expiry) == ([], 2)
+@pytest.mark.parametrize(
+    "changes",
+    [{"name": "\x1b[2J"}, {"addresses": ("/ip4/192.0.2.1/tcp/1",) * 9}, {"features": ("f" * 150,) * 20}],
+    ids=["control characters", "many addresses", "over two KiB"],
+)
+def test_what_others_would_refuse_is_not_signed(changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="others would refuse what we say of ourselves"):
+        sign_record(IDENTITY, replace(RECORD, **changes))  # type: ignore[arg-type]
 
 
-def test_a_reader_leaves_out_a_life_that_is_too_long() -> None:
-    endless = OWNER.sign(replace(RECORD, expiry=NOW + MAX_LIFE_SECONDS + 1))
-    assert read({OWNER.peer_id: endless}, KEY, NOW) == ([], 1)
+def test_a_huge_record_is_refused_before_it_is_read() -> None:
+    with pytest.raises(WireError, match="over the limit"):
+        open_record(bytes(MAX_RECORD_BYTES + 1))
