@@ -92,6 +92,24 @@ def test_the_route_is_the_cheapest_of_all_that_there_are() -> None:
     assert cost([(by_id[hop.peer], hop.span.start, hop.span.end) for hop in route.hops]) == pytest.approx(cheapest)
 
 
+def test_no_route_comes_back_to_a_peer_though_it_would_cost_less() -> None:
+    """Peer b is faster in the middle of a's span and next door: a, b, a would be the cheapest."""
+    slow, fast, between = record("a", 0, 30, step=3.0), record("b", 10, 20, step=0.01), record("c", 20, 30, step=1.2)
+
+    def next_door(_from: PeerId | None, _to: PeerId | None) -> float:
+        return 0.001
+
+    assert str(best_route([slow, fast], 30, next_door)) == "0:30 at ..a"
+    assert str(best_route([slow, fast, between], 30, next_door)) == "0:10 at ..a, 10:20 at ..b, 20:30 at ..c"
+
+
+def test_a_route_over_many_nested_spans_has_each_peer_once() -> None:
+    """The inner ones are faster, and both ends are served twice: there are more ways than are kept apart."""
+    nested = [record(f"{number:02}", number // 2, 30 - number // 2, step=2.0 / (number + 1)) for number in range(28)]
+    route = best_route(nested, 30, lambda here, there: 1e-5 if here and there else 0.01)
+    assert len({hop.peer for hop in route.hops}) == len(route) > 2
+
+
 def test_step_times_are_read_between_the_measured_sizes() -> None:
     peer = record("a", 0, 10, step=0.01)
     assert [step_seconds(peer, rows) for rows in (1, 5, 9, 100)] == pytest.approx([0.01, 0.03, 0.05, 0.05])
