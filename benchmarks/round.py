@@ -17,10 +17,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from routing.domain import Span
-from swarm.client import ModelName, SwarmClient
+from swarm.client import SwarmClient
 from swarm.drafting import PENDING, Draft, DraftNode
 from swarm.local_swarm import LocalSwarm, PeerPlan, stop_fork_server
-from swarm.models import EMBEDDED, resolve
+from swarm.models import EMBEDDED, ModelName, resolve
 from swarm.speculation import Speculation
 from swarm.tokenizer import Tokenizer
 

@@ -11,8 +11,8 @@ import os
 import sys
 
 from routing.domain import SamplingParams
-from swarm.client import ModelName, SwarmClient
-from swarm.models import EMBEDDED, resolve
+from swarm.client import SwarmClient
+from swarm.models import EMBEDDED, ModelName, resolve
 from swarm.tokenizer import Tokenizer
 
 

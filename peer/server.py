@@ -41,7 +41,7 @@ from routing.errors import NotAuthorized, PeerError, PeerUnreachable, VersionMis
 from routing.handshake import welcome
 from routing.links import Link, Links
 from routing.messages import Cancel, Close, Fault, Grant, Message, Open, Ping, Unknown, Wave
-from routing.reserved import Fetch, Renew, Replay
+from routing.reserved import Fetch, Handover, Leaving, Part, Renew, Replay
 from routing.streams import MessageStream
 from routing.transport import Transport
 from routing.wire import session_of
@@ -155,7 +155,7 @@ class Server:
             case Unknown():
                 text = f"messages of kind {message.kind} are not in this version"
                 stream.send(Fault("unsupported", text, message.session))
-            case Renew() | Replay() | Fetch():
+            case Renew() | Replay() | Leaving() | Handover() | Fetch() | Part():
                 text = f"{type(message).__name__} is not in this version"
                 stream.send(Fault("unsupported", text, session_of(message)))
             case _:

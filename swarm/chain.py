@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from routing.domain import Hop, PeerId, Route, SamplingParams, SessionId, short
 from routing.errors import PeerBusy, PeerError, PeerRefused, PeerTimeout, PeerUnreachable, PeerUntrusted
@@ -58,17 +58,34 @@ class Inbox:
 class Chain:
     """An open session on one route. Made by ``open``, ended by ``close``."""
 
-    def __init__(self, session: SessionId, route: Route, links: list[Link], inbox: Inbox, num_kv_tokens: int) -> None:
+    def __init__(
+        self,
+        session: SessionId,
+        route: Route,
+        links: list[Link],
+        inbox: Inbox,
+        num_kv_tokens: int,
+        failed: Callable[[PeerId], None],
+    ) -> None:
         self.route = route
         self.num_kv_tokens = num_kv_tokens
         self.timings: tuple[Timing, ...] = ()
         self._session = session
         self._links = links
+        self._failed = failed
         self.inbox = inbox
 
     @classmethod
-    async def open(cls, links: Links, model: str, route: Route, num_kv_tokens: int, params: SamplingParams) -> Chain:
-        """Open a session at every hop at once.
+    async def open(
+        cls,
+        links: Links,
+        model: str,
+        route: Route,
+        num_kv_tokens: int,
+        params: SamplingParams,
+        failed: Callable[[PeerId], None],
+    ) -> Chain:
+        """Open a session at every hop at once; ``failed`` hears of peers that do not do their work.
 
         Raises:
             PeerBusy: a hop has no room; nothing is left open.
@@ -83,7 +100,7 @@ class Chain:
             if isinstance(result, BaseException):
                 raise result
         hops = [link for link in dialled if isinstance(link, Link)]
-        chain = cls(session, route, hops, inbox, num_kv_tokens)
+        chain = cls(session, route, hops, inbox, num_kv_tokens, failed)
         try:
             for index, link in enumerate(hops):
                 link.subscribe(session, inbox.hear)
@@ -148,6 +165,7 @@ class Chain:
         hop, is_last = self._hop(peer), peer == self.route.hops[-1].peer
         match message:
             case PeerError():
+                self._failed(peer)
                 return RouteLost(f"{hop} was lost: {message.reason}")
             case Fault():
                 return RouteLost(f"{hop} can't go on: {message.text}", message.epoch)
@@ -165,6 +183,8 @@ class Chain:
         """The first hop that does not answer a ping, or None."""
         pings = await asyncio.gather(*(link.ping(QUIET_SECONDS) for link in self._links), return_exceptions=True)
         silent = [link.peer for link, ping in zip(self._links, pings, strict=True) if isinstance(ping, PeerError)]
+        for peer in silent:
+            self._failed(peer)
         return self._hop(silent[0]) if silent else None
 
     def close(self) -> None:

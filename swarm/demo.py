@@ -10,10 +10,10 @@ from peer.checkpoint import Checkpoint
 from routing.domain import SamplingParams, Span
 from routing.errors import ConfigError
 from swarm.answers import Answer, ask
-from swarm.client import ModelName, SwarmClient
+from swarm.client import SwarmClient
 from swarm.commands.generate import read_prompt, write
 from swarm.local_swarm import LocalSwarm, PeerPlan, stop_fork_server
-from swarm.models import ModelFolder
+from swarm.models import ModelFolder, ModelName
 from swarm.speculation import Speculation
 from swarm.tokenizer import Tokenizer
 

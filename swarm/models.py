@@ -10,7 +10,10 @@ from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
+from peer.checkpoint import Checkpoint
+from routing.choice import Wanted
 from routing.errors import ConfigError
+from routing.messages import PROTOCOL_VERSION
 from swarm.gguf_import import import_gguf
 
 EMBEDDED = "smollm2-135m-instruct"
@@ -24,6 +27,38 @@ class ModelFolder:
 
     name: str
     path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    """What a client knows of a model without any weights.
+
+    Attributes:
+        name: what people call it.
+        config: 8 hex digits over its config.json and tokenizer.json.
+        num_blocks: of the whole model.
+        vocab_size: token ids are below it.
+    """
+
+    name: str
+    config: str
+    num_blocks: int
+    vocab_size: int
+
+    @classmethod
+    def of(cls, name: str, folder: Path) -> ModelName:
+        """Read it from the model's folder; config.json and tokenizer.json are enough.
+
+        Raises:
+            ConfigError: a file is missing or malformed.
+        """
+        checkpoint = Checkpoint.open(folder)
+        return cls(name, checkpoint.config_hash(), checkpoint.config.num_blocks, checkpoint.config.vocab_size)
+
+    @property
+    def wanted(self) -> Wanted:
+        """What records are held against."""
+        return Wanted(self.name, self.config, self.num_blocks, PROTOCOL_VERSION)
 
 
 def resolve(model: str, cache_dir: Path | None, progress: Callable[[str], None]) -> ModelFolder:

@@ -18,11 +18,13 @@ from peer.spans import SpanModel
 from routing.domain import ModelId, SamplingParams, Span
 from routing.identity import Identity
 from routing.in_memory import MemoryNetwork, MemoryTransport
-from swarm.client import ModelName, SwarmClient
+from swarm.client import SwarmClient
 from swarm.conversation import Conversation, Stats
 from swarm.drafting import Proposer
+from swarm.models import ModelName
 from swarm.speculation import Speculation
 from tests.peer_records import record_of
+from tests.tiny_models import VOCAB_SIZE
 
 
 async def inline(run: Callable[[], Sequence[Outcome]]) -> Sequence[Outcome]:
@@ -79,7 +81,7 @@ class MemorySwarm:
             MemoryPeer(self.network, folder, span, seed, num_kv_tokens, compute, window)
             for seed, span in enumerate(spans, 10)
         ]
-        self.name = ModelName("tiny", self.peers[0].model.config)
+        self.name = ModelName("tiny", self.peers[0].model.config, self.peers[0].record.num_blocks, VOCAB_SIZE)
         self._num_clients = 0
 
     @asynccontextmanager

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from peer.checkpoint import Checkpoint
 from routing.errors import ConfigError
-from swarm.client import ModelName, SwarmClient
+from swarm.client import SwarmClient
 from swarm.commands.running import require_peers
-from swarm.models import ModelFolder
+from swarm.models import ModelFolder, ModelName
 
 
 async def connect(folder: ModelFolder, initial_peers: list[str], delay_ms: float = 0.0) -> SwarmClient:

@@ -5,32 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from routing.domain import ModelId, PeerRecord, PeerState, Span, short
-from routing.errors import PeerError
-from routing.messages import Pong
+from routing.domain import ModelId, PeerState, Span, short
 from routing.planner import step_seconds
-from swarm.client import SwarmClient
 from swarm.commands.connecting import connect
 from swarm.commands.running import find_model, require_peers, say
-
-PING_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One peer: what its record says, and what it answers now."""
-
-    record: PeerRecord
-    pong: Pong | None
-    rtt_seconds: float | None
-
-    @property
-    def state(self) -> str:
-        """As it says itself now; unreachable if it says nothing."""
-        return self.pong.state if self.pong is not None else "unreachable"
+from swarm.view import Seen
 
 
 async def status(
@@ -40,16 +22,16 @@ async def status(
     require_peers(initial_peers)
     folder = find_model(model, cache_dir)
     async with await connect(folder, initial_peers, delay_ms) as client:
-        identity, records = await client.peers()
-        rows = await asyncio.gather(*(_row(client, record) for record in records))
-        others = sorted(map(str, await client.models())) if identity is None else []
-    if identity is None:
+        variant = await client.view.variant()
+        rows = await asyncio.gather(*map(client.view.ask, variant.records)) if variant is not None else []
+        others = sorted(map(str, await client.models())) if variant is None else []
+    if variant is None:
         hint = f"it serves {', '.join(others)}" if others else "start a peer with `swarm serve MODEL`"
         say(f"swarm: no peer of this swarm serves {folder.name}; {hint}")
         if is_json:
             print(json.dumps({"model": folder.name, "num_blocks": None, "missing": None, "peers": []}))
         return 1
-    whole = Span(0, records[0].num_blocks)
+    identity, whole = variant.model, Span(0, variant.records[0].num_blocks)
     missing = whole.missing(row.record.span for row in rows if row.state == PeerState.ONLINE)
     if is_json:
         print(json.dumps(_as_json(identity, whole, missing, rows), indent=2))
@@ -61,16 +43,7 @@ async def status(
     return 1 if missing else 0
 
 
-async def _row(client: SwarmClient, record: PeerRecord) -> Row:
-    try:
-        link = await client.links.get(record.peer, record.addresses, PING_SECONDS)
-        pong, seconds = await link.ping(PING_SECONDS)
-    except PeerError:
-        return Row(record, None, None)
-    return Row(record, pong, seconds)
-
-
-def _as_json(model: ModelId, whole: Span, missing: tuple[Span, ...], rows: list[Row]) -> dict[str, object]:
+def _as_json(model: ModelId, whole: Span, missing: tuple[Span, ...], rows: Sequence[Seen]) -> dict[str, object]:
     return {
         "model": str(model),
         "num_blocks": whole.end,
@@ -96,7 +69,7 @@ def _as_json(model: ModelId, whole: Span, missing: tuple[Span, ...], rows: list[
     }
 
 
-def _write_table(model: ModelId, whole: Span, rows: list[Row]) -> None:
+def _write_table(model: ModelId, whole: Span, rows: Sequence[Seen]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table

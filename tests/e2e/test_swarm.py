@@ -27,9 +27,9 @@ from routing.p2p.node import P2PNode
 from routing.record_rules import model_key
 from routing.records import sign_record
 from routing.streams import MessageStream
-from swarm.client import ModelName, SwarmClient
+from swarm.client import SwarmClient
 from swarm.local_swarm import LocalSwarm, PeerPlan, stop_fork_server
-from swarm.models import EMBEDDED, ModelFolder
+from swarm.models import EMBEDDED, ModelFolder, ModelName
 from swarm.speculation import Speculation
 from swarm.tokenizer import Tokenizer
 from tests.e2e.commands import SWARM, WAIT_SECONDS, Serving, environment, swarm

@@ -36,7 +36,7 @@ from routing.messages import (
     Verdict,
     Wave,
 )
-from routing.reserved import Fetch, Renew, Replay
+from routing.reserved import Fetch, Handover, Leaving, Part, Renew, Replay
 from routing.streams import MessageStream
 from routing.wire import encode, open_message
 from routing.wire_types import MAX_MESSAGE_BYTES
@@ -565,7 +565,15 @@ async def test_a_kind_that_is_not_known_is_refused_by_name_and_the_stream_lives(
         fault = await hand.hear_fault(0)
         assert (fault.code, fault.session) == ("unsupported", SESSION)
         assert "kind 99" in fault.text
-        for message in (Renew(SESSION, 0), Replay(SESSION, 0, 1, 2), Fetch(1, "norm", 0, 5)):
+        reserved = (
+            Renew(SESSION, 0),
+            Replay(SESSION, 0, 1, 2),
+            Leaving(5.0),
+            Handover(SESSION, 0, "peer"),
+            Fetch(1, "norm", 0, 5),
+            Part(1, memoryview(b"x")),
+        )
+        for message in reserved:
             hand.streams[0].send(message)
             fault = await hand.hear_fault(0)
             assert fault.code == "unsupported"
