@@ -7,6 +7,7 @@ it dials, and a WebSocket is a web request to whatever a stranger names.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Iterable
 
@@ -91,23 +92,32 @@ def place_of(addresses: Iterable[str]) -> str:
     The place of the first public address: the first 16 bits of IPv4, the first 32 of IPv6, the last two labels of a
     name. ``LOCAL`` if all are private or loopback, ``NOWHERE`` if there is none that could be dialled.
     """
-    place = NOWHERE
+    found = NOWHERE
     for address in addresses:
         _, kind, host, *_ = (*address.split("/"), "", "")
-        if kind in ("dns", "dns4", "dns6") and host.strip("."):
-            return ".".join(host.lower().strip(".").split(".")[-2:])
-        if kind not in ("ip4", "ip6"):
-            continue
-        try:
-            number = ipaddress.ip_address(host)
-        except ValueError:
-            continue
-        if isinstance(number, ipaddress.IPv6Address) and number.ipv4_mapped is not None:
-            number = number.ipv4_mapped
-        if number.is_global and not number.is_multicast:
-            return str(ipaddress.ip_network((number, 16 if number.version == 4 else 32), strict=False))
-        place = LOCAL
-    return place
+        place = _place_of_host(kind, host)
+        if place not in (LOCAL, NOWHERE):
+            return place
+        if place == LOCAL:
+            found = LOCAL
+    return found
+
+
+@functools.lru_cache(maxsize=8192)
+def _place_of_host(kind: str, host: str) -> str:
+    if kind in ("dns", "dns4", "dns6") and host.strip("."):
+        return ".".join(host.lower().strip(".").split(".")[-2:])
+    if kind not in ("ip4", "ip6"):
+        return NOWHERE
+    try:
+        number = ipaddress.ip_address(host)
+    except ValueError:
+        return NOWHERE
+    if isinstance(number, ipaddress.IPv6Address) and number.ipv4_mapped is not None:
+        number = number.ipv4_mapped
+    if not number.is_global or number.is_multicast:
+        return LOCAL
+    return str(ipaddress.ip_network((number, 16 if number.version == 4 else 32), strict=False))
 
 
 def _parse(text: str, what: str, example: str) -> tuple[str, list[tuple[str, str | None]]]:

@@ -58,7 +58,7 @@ class Span:
         """The blocks of this span that none of ``served`` has, as the fewest spans, in order."""
         gaps: list[Span] = []
         reached = self.start
-        for span in sorted(served):
+        for span in sorted(served, key=lambda span: span.start):
             if span.start >= self.end:
                 break
             if span.start > reached:
