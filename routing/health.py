@@ -65,7 +65,7 @@ class Health:
         if seen is None or seen.is_answering:
             return False
         num_doublings = min(seen.num_failures - 1, 16)  # long past the longest time
-        return bool(now - seen.failed_at < min(FIRST_SECONDS * 2**num_doublings, MAX_SECONDS))
+        return now - seen.failed_at < min(FIRST_SECONDS * 2.0**num_doublings, MAX_SECONDS)
 
     def is_answering(self, peer: PeerId) -> bool:
         """Did it answer the last time?"""

@@ -57,9 +57,9 @@ def swarms(draw: st.DrawFn) -> Swarm:
             span=Span(start, end),
             step_seconds=((1, draw(st.integers(0, 6)) / 100 * (end - start)),),
         )
-        for number, (start, end) in enumerate(draw(st.lists(spans, max_size=MAX_PEERS)))
+        for number, (start, end) in enumerate(draw(st.lists(spans, min_size=1, max_size=MAX_PEERS)))
     ]
-    row = st.lists(st.sampled_from([0, 0, 1, 3]), min_size=MAX_PEERS + 1, max_size=MAX_PEERS + 1)
+    row = st.lists(st.sampled_from([0, 0, 0, 1]), min_size=MAX_PEERS + 1, max_size=MAX_PEERS + 1)
     return Swarm(num_blocks, records, draw(st.lists(row, min_size=MAX_PEERS + 1, max_size=MAX_PEERS + 1)))
 
 
