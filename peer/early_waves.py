@@ -5,19 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peer.hop_events import StreamId
+from routing.domain import PeerId
 from routing.messages import Wave
 from routing.wire import credit_of
 
 HOLD_SECONDS = 5.0
-MAX_STREAM_BYTES = 8 << 20
-"""Held for one stream, whatever sessions it names: its first grant."""
+MAX_PEER_BYTES = 8 << 20
+"""Held for one peer, whatever sessions it names: a first grant."""
+MAX_PEER_WAVES = 64
+MAX_BYTES = 64 << 20
+"""Held for all peers together."""
 MAX_WAVES = 256
-"""Held for all streams."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
     stream: StreamId
+    peer: PeerId
     wave: Wave
     since: float
 
@@ -28,12 +32,15 @@ class EarlyWaves:
     def __init__(self) -> None:
         self._held: list[_Held] = []
 
-    def put(self, stream: StreamId, wave: Wave, now: float) -> bool:
-        """Hold a wave; False if its stream has too much here already."""
-        held = sum(credit_of(other.wave) for other in self._held if other.stream == stream)
-        if len(self._held) >= MAX_WAVES or held + credit_of(wave) > MAX_STREAM_BYTES:
+    def put(self, stream: StreamId, peer: PeerId, wave: Wave, now: float) -> bool:
+        """Hold a wave that came over a stream of a peer; False if too much is held already."""
+        sizes = [credit_of(held.wave) for held in self._held]
+        own = [size for size, held in zip(sizes, self._held, strict=True) if held.peer == peer]
+        if len(own) >= MAX_PEER_WAVES or sum(own) + credit_of(wave) > MAX_PEER_BYTES:
             return False
-        self._held.append(_Held(stream, wave, now))
+        if len(sizes) >= MAX_WAVES or sum(sizes) + credit_of(wave) > MAX_BYTES:
+            return False
+        self._held.append(_Held(stream, peer, wave, now))
         return True
 
     def take(self, session: bytes) -> list[tuple[StreamId, Wave]]:

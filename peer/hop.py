@@ -19,21 +19,19 @@ from typing import Any
 
 from peer import hop_events as on
 from peer.admission import Refused, Served, admit, check_wave
+from peer.callers import Callers
 from peer.early_waves import EarlyWaves
-from peer.hop_events import Command, Dial, Drop, Event, HangUp, RunPass, Send, StreamId
+from peer.hop_events import Command, Drop, Event, RunPass, Send, StreamId
+from peer.next_hops import NextHops
 from peer.passes import Passes
 from peer.scheduler import Scheduler
 from peer.seat import Seat, window_bytes
-from routing.domain import PeerId, PeerState, SessionId
+from routing.domain import PeerState, SessionId
 from routing.messages import Busy, Cancel, Close, Fault, Grant, Message, Opened, Pong, Wave
 from routing.story import Story
 
 IDLE_SECONDS = 600.0
 RETRY_AFTER_SECONDS = 10.0
-MAX_STREAMS_OF_A_PEER = 16
-MAX_STREAMS = 512
-MAX_DIALS_OF_A_STREAM = 8
-"""Next hops that one client may make us dial at once."""
 
 
 class Hop:
@@ -54,10 +52,9 @@ class Hop:
         self.num_wire_errors = 0
         self.served = served
         self._window = window or window_bytes(served.hidden_size)
-        self._streams: dict[StreamId, PeerId] = {}  # those that peers opened to us
+        self._callers = Callers()
         self._seats: dict[bytes, Seat] = {}
-        self._next_hops: dict[PeerId, StreamId] = {}
-        self._dialling: dict[PeerId, list[Seat]] = {}
+        self._next_hops = NextHops()
         self._early = EarlyWaves()
         self._caches = count(1)
         self._passes = Passes(scheduler, self._window, served.hidden_size)
@@ -94,20 +91,20 @@ class Hop:
     # --- streams
 
     def _stream_opened(self, event: on.StreamOpened, _now: float) -> None:
-        of_peer = sum(peer == event.peer for peer in self._streams.values())
-        if of_peer >= MAX_STREAMS_OF_A_PEER or len(self._streams) >= MAX_STREAMS:
-            text = f"too many streams: {of_peer} of yours, {len(self._streams)} in all; use one for all sessions"
-            self._commands.append(HangUp(event.stream, Fault("busy", text)))
-        self._streams[event.stream] = event.peer  # until it is lost
+        hang_ups = self._callers.opened(event.stream, event.peer, self._seats.values())
+        for hang_up in hang_ups:
+            self._early.drop_stream(hang_up.stream)
+        self._commands += hang_ups
 
     def _stream_lost(self, event: on.StreamLost, _now: float) -> None:
-        self._streams.pop(event.stream, None)
+        self._callers.lost(event.stream)
         self._early.drop_stream(event.stream)
-        self._next_hops = {peer: stream for peer, stream in self._next_hops.items() if stream != event.stream}
+        self._next_hops.lost(event.stream)
         for seat in list(self._seats.values()):
             if seat.client == event.stream:
                 self._free(seat)
             elif seat.next_hop == event.stream:
+                seat.next_hop = None
                 self._fail(seat, "hop-lost", event.reason)
             elif seat.upstream == event.stream:
                 seat.upstream = None
@@ -127,7 +124,9 @@ class Hop:
 
     def _open_came(self, event: on.OpenCame, now: float) -> None:
         """Give a session a seat, at once: a wave or a Close right behind must find it."""
-        message, session = event.message, SessionId(event.message.session)
+        message, session, client = event.message, SessionId(event.message.session), self._callers.peer_of(event.stream)
+        if client is None:
+            return  # it was said before we hung up
         try:
             admitted = admit(message, self.served)
             if session in self._seats:
@@ -138,19 +137,17 @@ class Hop:
             return
         index, route = message.index, admitted.route
         next_hop = route.hops[index + 1] if index + 1 < len(route) else None
-        is_new_dial = next_hop is not None and next_hop.peer not in {*self._next_hops, *self._dialling}
-        num_dials = sum(seats[0].client == event.stream for seats in self._dialling.values() if seats)
-        if message.num_kv_tokens > self.num_free_kv_tokens or (is_new_dial and num_dials >= MAX_DIALS_OF_A_STREAM):
+        has_room = next_hop is None or self._next_hops.has_room(next_hop.peer, client)
+        if message.num_kv_tokens > self.num_free_kv_tokens or not has_room:
             self._early.drop_session(session)
             self._send(event.stream, Busy(session, message.epoch, RETRY_AFTER_SECONDS))
             return
-        peer = self._streams[event.stream]
         seat = Seat(
             id=session,
             epoch=message.epoch,
             client=event.stream,
-            client_peer=peer,
-            predecessor=route.hops[index - 1].peer if index else peer,
+            client_peer=client,
+            predecessor=route.hops[index - 1].peer if index else client,
             span=admitted.hop.span,
             cache=next(self._caches),
             params=admitted.params,
@@ -160,36 +157,33 @@ class Hop:
             next_peer=next_hop.peer if next_hop is not None else None,
         )
         self._seats[session] = seat
-        if next_hop is None or next_hop.peer in self._next_hops:
+        if next_hop is None or self._next_hops.stream_to(next_hop.peer) is not None:
             self._opened(seat)
-        elif next_hop.peer in self._dialling:
-            self._dialling[next_hop.peer].append(seat)
         else:
-            self._dialling[next_hop.peer] = [seat]
-            self._commands.append(Dial(next_hop.peer, next_hop.addresses))
+            self._commands += self._next_hops.wait(seat, next_hop.peer, next_hop.addresses)
         for stream, wave in self._early.take(session):
             self._wave_came(on.WaveCame(stream, wave), now)
 
     def _next_hop_reached(self, event: on.NextHopReached, _now: float) -> None:
-        self._next_hops[event.peer] = event.stream
-        for seat in self._dialling.pop(event.peer, []):
-            if self._seats.get(seat.id) is seat:
-                self._opened(seat)
+        for seat in self._next_hops.reached(event.peer, event.stream):
+            self._opened(seat)
 
     def _dial_failed(self, event: on.DialFailed, _now: float) -> None:
-        for seat in self._dialling.pop(event.peer, []):
+        failed, dials = self._next_hops.failed(event.peer)
+        for seat in failed:
             self._fail(seat, "hop-lost", event.reason)
+        self._commands += dials
 
     def _opened(self, seat: Seat) -> None:
         if seat.next_peer is not None:
-            seat.next_hop = self._next_hops[seat.next_peer]
+            seat.next_hop = self._next_hops.stream_to(seat.next_peer)
         self._send(seat.client, Opened(seat.id, seat.epoch, seat.num_granted, first_grant=seat.window))
         self._send_parts(seat)
 
     def _close_came(self, event: on.CloseCame, _now: float) -> None:
         self._early.drop_session(event.message.session)
         seat = self._seats.get(event.message.session)
-        if seat is not None and (event.stream == seat.client or self._streams.get(event.stream) == seat.predecessor):
+        if seat is not None and self._callers.peer_of(event.stream) in (seat.client_peer, seat.predecessor):
             self._free(seat)
 
     def _fault_came(self, event: on.FaultCame, _now: float) -> None:
@@ -210,6 +204,7 @@ class Hop:
         if self._seats.get(seat.id) is not seat:
             return
         del self._seats[seat.id]
+        self._next_hops.forget(seat)
         self._commands.append(Drop((seat.cache,)))
         if seat.next_hop is not None:
             self._send(seat.next_hop, Close(seat.id))
@@ -226,11 +221,12 @@ class Hop:
         wave = event.message
         seat = self._seats.get(wave.session)
         if seat is None:
-            if not self._early.put(event.stream, wave, now):
+            peer = self._callers.peer_of(event.stream)
+            if peer is not None and not self._early.put(event.stream, peer, wave, now):
                 text = "this session is not open here, and too much came before its Open"
                 self._send(event.stream, Fault("unknown-session", text, wave.session, wave.epoch, wave.wave))
             return
-        if self._streams.get(event.stream) != seat.predecessor:
+        if self._callers.peer_of(event.stream) != seat.predecessor:
             self.num_wire_errors += 1
             text = "waves of this session are taken from the hop before only"
             self._send(event.stream, Fault("unauthorized", text, wave.session, wave.epoch, wave.wave))
@@ -254,6 +250,8 @@ class Hop:
 
     def _repeat(self, seat: Seat, wave: Wave) -> None:
         """The same wave again: nothing is computed twice, and nothing overtakes the wave itself."""
+        if not wave.is_last_part:
+            return
         if seat.next_hop is not None and wave.wave <= seat.num_passed_on:
             again = Wave(wave.session, wave.epoch, wave.wave, wave.commit, wave.start, ())
             self._send(seat.next_hop, again)
@@ -323,7 +321,7 @@ class Hop:
         facts = {
             "no more KV is granted than there is": self.num_free_kv_tokens >= 0,
             "a session has one seat": len({seat.cache for seat in self._seats.values()}) == len(self._seats),
-            "a client's stream is there": all(seat.client in self._streams for seat in self._seats.values()),
+            "a client's stream is there": all(seat.client in self._callers for seat in self._seats.values()),
             "a pass runs whenever it could": self._passes.is_running
             or not any(seat.waiting and not seat.unsent for seat in self._seats.values()),
         }

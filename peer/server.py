@@ -74,7 +74,8 @@ class Server:
         self._numbers = count(1)
         self._streams: dict[StreamId, MessageStream | Link] = {}
         self._link_ids: dict[Link, StreamId] = {}
-        self._refused: dict[StreamId, Fault] = {}
+        self._ends: dict[StreamId, asyncio.Timeout] = {}  # of the streams that others opened
+        self._last_words: dict[StreamId, Fault] = {}
         self._events: deque[Event] = deque()
         self._is_handling = False
         self._jobs: asyncio.Queue[PassPlan | tuple[int, ...]] = asyncio.Queue()
@@ -101,14 +102,15 @@ class Server:
         """One stream that somebody opened, until it ends."""
         number = StreamId(next(self._numbers))
         self._streams[number] = stream
-        self.happen(StreamOpened(number, stream.remote))
         try:
-            if (fault := self._refused.pop(number, None)) is not None:
-                stream.send(fault)
-                return
-            await welcome(stream)
-            while True:
-                self._take(number, stream, await stream.receive())
+            async with asyncio.timeout(None) as self._ends[number]:
+                self.happen(StreamOpened(number, stream.remote))
+                await welcome(stream)
+                while True:
+                    self._take(number, stream, await stream.receive())
+        except TimeoutError:  # the hop hangs up
+            with contextlib.suppress(PeerUnreachable):
+                stream.send(self._last_words[number])
         except PeerUnreachable:
             return
         except (WireError, NotAuthorized) as error:
@@ -118,7 +120,8 @@ class Server:
                 with contextlib.suppress(PeerUnreachable, WireError):
                     stream.send(Fault("malformed", str(error)[:500]))
         finally:
-            del self._streams[number]
+            del self._streams[number], self._ends[number]
+            self._last_words.pop(number, None)
             self.happen(StreamLost(number, "its stream has ended"))
 
     def happen(self, event: Event) -> None:
@@ -174,7 +177,8 @@ class Server:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             case HangUp(number, fault):
-                self._refused[number] = fault
+                self._last_words[number] = fault
+                self._ends[number].reschedule(0.0)
             case other:
                 assert_never(other)
 
