@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import multiprocessing.util
@@ -9,12 +10,15 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from routing.identity import Identity
+from routing.p2p.node import P2PNode
 from swarm.models import EMBEDDED, ModelFolder, resolve
+from tests.e2e.nodes import GUARD_SECONDS, NodeFactory
 
 multiprocessing.util.get_temp_dir()  # this process's own: made once, not in a folder of a test
 os.environ["SPECSWARM_TEST"] = uuid.uuid4().hex
@@ -68,3 +72,19 @@ def _processes() -> list[str]:
         except OSError:
             continue
     return running
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[NodeFactory]:
+    """Starts nodes, and closes them when the test is over."""
+    nodes: list[P2PNode] = []
+
+    async def start_one(identity: Identity | None = None, **settings: object) -> P2PNode:
+        node = await P2PNode.create(identity or Identity.generate(), **settings)  # type: ignore[arg-type]
+        nodes.append(node)
+        return node
+
+    async with asyncio.timeout(2 * GUARD_SECONDS):
+        yield start_one
+        for node in reversed(nodes):
+            await node.close()

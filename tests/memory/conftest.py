@@ -5,6 +5,13 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedModel
+
+from tests.by_hand import PROMPT
+from tests.tiny_models import greedy, make_llama, plain
 
 
 class VirtualSelector(selectors.DefaultSelector):
@@ -37,3 +44,21 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"virtual": VirtualLoop}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model."""
+    return make_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def oracle(folder: Path) -> PreTrainedModel:
+    """The model as plain transformers runs it."""
+    return plain(folder)
+
+
+@pytest.fixture(scope="module")
+def reference(oracle: PreTrainedModel) -> list[int]:
+    """What it says to the prompt of ``tests.by_hand``."""
+    return greedy(oracle, PROMPT, 48)
