@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -31,26 +33,57 @@ class Segment:
         first: its first row in the pass.
         num_rows: how many rows it has; they are the last slots of its cache.
         cache: its keys and values, with room reserved for the rows.
-        mask: bool [num_rows, cache.num_tokens], what each row sees; None if every row sees everything.
-        positions: int64 [cache.num_tokens], where each slot's token stands in its text.
+        num_committed: slots of the committed path; every row sees them all.
+        open_positions: int64 [open], where the token of each later slot stands in its text; the rows' come last.
+        sees: bool [num_rows, open], the later slots that each row sees; None if the rows are a chain and each sees all
+            that lie before it, and itself.
     """
 
     first: int
     num_rows: int
     cache: KVCache
-    mask: Tensor | None
-    positions: Tensor
-    _windows: dict[int, Tensor] = field(default_factory=dict)
+    num_committed: int
+    open_positions: NDArray[np.int64]
+    sees: NDArray[np.bool_] | None = None
+    _masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
 
-    def mask_within(self, window: int | None) -> Tensor | None:
-        """The mask of a block that sees only the last ``window`` positions (None: all of them)."""
-        if window is None or len(self.positions) == 0:
-            return self.mask
-        if window not in self._windows:
-            own = self.positions[-self.num_rows :]
-            near = self.positions[None, :] > own[:, None] - window
-            self._windows[window] = near if self.mask is None else near & self.mask
-        return self._windows[window]
+    def mask(self, num_heads: int, window: int | None) -> Tensor | None:
+        """What to add to the scores: [num_heads * num_rows, cache.num_tokens], 0 where a row sees a slot, else -inf.
+
+        Made once for all blocks of a pass, and of numbers: torch would turn a mask of truths into one in every block.
+
+        Args:
+            num_heads: how many query heads share the heads of the keys; their rows follow each other.
+            window: how many positions a row looks back, its own included; None for all.
+
+        Returns:
+            None if every row sees every slot.
+        """
+        if (num_heads, window) not in self._masks:
+            mask = self._new_mask(window)
+            self._masks[num_heads, window] = mask if mask is None else mask.repeat(num_heads, 1)
+        return self._masks[num_heads, window]
+
+    def _new_mask(self, window: int | None) -> Tensor | None:
+        num_open = len(self.open_positions)
+        own = self.open_positions[num_open - self.num_rows :]
+        if window is not None and int(own.max()) < window:
+            window = None  # it reaches back to the first token of all rows
+        if window is None and (self.num_rows == 1 if self.sees is None else bool(self.sees.all())):
+            return None
+        visible = np.ones((self.num_rows, self.num_committed + num_open), dtype=np.bool_)
+        visible[:, self.num_committed :] = (
+            np.tri(self.num_rows, num_open, num_open - self.num_rows, dtype=np.bool_)
+            if self.sees is None
+            else self.sees
+        )
+        if window is not None:
+            positions = np.concatenate([np.arange(self.num_committed), self.open_positions])
+            visible &= positions > own[:, None] - window
+        hidden = torch.from_numpy(~visible).to(self.cache.device)
+        return torch.zeros(visible.shape, dtype=self.cache.dtype, device=self.cache.device).masked_fill_(
+            hidden, -torch.inf
+        )
 
 
 def tree_attention(
@@ -92,14 +125,15 @@ def tree_attention(
         rows = slice(segment.first, segment.first + segment.num_rows)
         segment.cache.write(layer, key[0, :, rows], value[0, :, rows])
         keys, values = segment.cache.keys(layer), segment.cache.values(layer)
-        mask = segment.mask_within(sliding_window)
+        # Query heads that share a key head become rows of it, so that each key is read once.
+        num_shared = query.shape[1] // keys.shape[0]
+        own = query[0, :, rows].reshape(keys.shape[0], num_shared * segment.num_rows, -1).to(keys.dtype)
+        mask = segment.mask(num_shared, sliding_window)
         if softcap is None and s_aux is None:
-            mixed = scaled_dot_product_attention(
-                query[:, :, rows], keys[None], values[None], attn_mask=mask, scale=scaling, enable_gqa=True
-            )[0]
+            mixed = scaled_dot_product_attention(own[None], keys[None], values[None], attn_mask=mask, scale=scaling)[0]
         else:
-            mixed = _plain_attention(query[0, :, rows], keys, values, mask, scaling, softcap, s_aux)
-        out[0, rows] = mixed.transpose(0, 1)
+            mixed = _plain_attention(own, keys, values, mask, scaling, softcap, s_aux)
+        out[0, rows] = mixed.reshape(query.shape[1], segment.num_rows, -1).transpose(0, 1)
     return out, None
 
 
@@ -112,19 +146,32 @@ def _plain_attention(
     softcap: float | None,
     s_aux: Tensor | None,
 ) -> Tensor:
-    """Attention written out: query [heads, rows, dim], keys and values [kv_heads, slots, dim]."""
-    groups = query.shape[0] // keys.shape[0]
-    scores = query @ keys.repeat_interleave(groups, 0).transpose(1, 2) * scaling  # [heads, rows, slots]
+    """Attention written out.
+
+    Args:
+        query: [kv_heads, heads / kv_heads * rows, dim].
+        keys: [kv_heads, slots, dim].
+        values: [kv_heads, slots, dim].
+        mask: [heads / kv_heads * rows, slots], added to the scores.
+        scaling: of the scores.
+        softcap: their bound.
+        s_aux: [heads], the sinks.
+
+    Returns:
+        The shape of ``query``.
+    """
+    scores = query @ keys.transpose(1, 2) * scaling  # [kv_heads, heads / kv_heads * rows, slots]
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        scores = scores + mask
     if s_aux is not None:
-        sink = s_aux.to(scores.dtype)[:, None, None].expand(-1, scores.shape[1], 1)
+        num_rows = scores.shape[0] * scores.shape[1] // len(s_aux)
+        sink = s_aux.to(scores.dtype).repeat_interleave(num_rows).view(*scores.shape[:2], 1)
         weights = torch.softmax(torch.cat([scores, sink], 2), 2, dtype=torch.float32)[:, :, :-1]
     else:
         weights = torch.softmax(scores, 2, dtype=torch.float32)
-    return weights.to(values.dtype) @ values.repeat_interleave(groups, 0)
+    return weights.to(values.dtype) @ values
 
 
 def _no_mask(*_args: object, **_kwargs: object) -> None:

@@ -13,7 +13,6 @@ from peer.checkpoint import Checkpoint
 from routing.domain import Span
 from routing.errors import ConfigError
 
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MIN_KV_TOKENS = 8192
 MAX_KV_TOKENS = 1 << 18
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,6 @@ from typing import Self
 import torch
 
 from peer.capacity import (
-    ELEMENT_BYTES,
     check_fits,
     format_bytes,
     free_bytes,
@@ -29,24 +29,27 @@ from peer.capacity import (
     num_blocks_that_fit,
 )
 from peer.checkpoint import Checkpoint
-from peer.engine import Engine, Outcome
+from peer.engines.measure import measure
+from peer.engines.torch_engine import TorchEngine
+from peer.formats import ELEMENT_BYTES
+from peer.hop import Hop
+from peer.plan import Outcome
+from peer.scheduler import CostModel, Scheduler
 from peer.server import Server
-from peer.spans import DTYPES, SpanModel
-from routing.domain import ModelId, PeerRecord, PeerState, SamplingParams, Span
+from peer.spans import SpanModel
+from routing.domain import ModelId, PeerRecord, PeerState, Span
 from routing.errors import ConfigError, SwarmError
 from routing.identity import Identity
 from routing.messages import PROTOCOL_VERSION
 from routing.p2p.directory import get_dht_time
 from routing.p2p.node import P2PNode
 from routing.placement import worst_covered
-from routing.tree import Node
 from routing.version import __version__
 
 log = logging.getLogger(__name__)
 
 RECORD_SECONDS = 300.0
 RENEW_SECONDS = 60.0
-MEASURED_ROWS = (1, 8, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +134,19 @@ class ServingPeer:
             num_kv_tokens = kv_tokens_that_fit(checkpoint, span, max_bytes, element_bytes)
             progress(f"loading the blocks {span} of {model.name}; up to {format_bytes(max_bytes)} may be used")
             loop = asyncio.get_running_loop()
-            span_model = await loop.run_in_executor(
-                executor, SpanModel, settings.folder, span, DTYPES[settings.dtype], device
+            load = functools.partial(SpanModel, settings.folder, span, settings.dtype, device=device)
+            span_model = await loop.run_in_executor(executor, load)
+            engine = TorchEngine(span_model)
+            step_seconds = await loop.run_in_executor(
+                executor, measure, engine, span, span_model.hidden_size, settings.dtype, loop.time
             )
-            step_seconds = await loop.run_in_executor(executor, _measure, span_model, loop.time)
 
-            async def compute(run: Callable[[], list[Outcome]]) -> list[Outcome]:
+            async def compute(run: Callable[[], Sequence[Outcome]]) -> Sequence[Outcome]:
                 return await loop.run_in_executor(executor, run)
 
-            server = Server(span_model, model, p2p, num_kv_tokens, compute)
+            offer = span_model.served(p2p.peer_id, model, settings.dtype, num_kv_tokens)
+            hop = Hop(offer, Scheduler(CostModel(step_seconds)))
+            server = Server(hop, engine, p2p, compute)
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             await p2p.close()
@@ -235,8 +242,8 @@ class ServingPeer:
         self._record = dataclasses.replace(
             self._record,
             state=state,
-            num_free_kv_tokens=self.server.num_free_kv_tokens,
-            queue=self.server.queue,
+            num_free_kv_tokens=self.server.hop.num_free_kv_tokens,
+            queue=self.server.hop.queue,
             sequence=self._record.sequence + 1,
             expiry=max(get_dht_time() + RECORD_SECONDS, self._record.expiry + 0.001),
         )
@@ -255,20 +262,3 @@ def _device(name: str) -> torch.device:
 def _use_threads() -> None:
     """The number of compute threads is a setting of each thread."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
-
-
-def _measure(model: SpanModel, clock: Callable[[], float]) -> tuple[tuple[int, float], ...]:
-    """Seconds of a forward pass of 1, 8 and 32 rows: the second one of each, when all is warm."""
-    measured: list[tuple[int, float]] = []
-    engine = Engine(model)
-    for num_rows in MEASURED_ROWS:
-        for _ in range(2):
-            session = engine.new_session(SamplingParams(), num_rows)
-            nodes = [Node(index + 1, index, 0) for index in range(num_rows)]
-            rows = None if model.is_first else torch.zeros(num_rows, model.hidden_size, dtype=model.dtype)
-            step = session.take(0, 0, nodes, rows)
-            began = clock()
-            engine.run([step])
-            seconds = clock() - began
-        measured.append((num_rows, round(seconds, 6)))
-    return tuple(measured)

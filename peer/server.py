@@ -1,141 +1,157 @@
-"""Wire messages in, waves out: what a peer does for sessions that others open at it.
-
-One task reads each stream, one forms the passes. A wave waits in its session's queue, is computed in a pass with the
-waves of other sessions, and goes on to the next hop as rows, or to the client as a verdict.
-"""
+"""The shell around a hop: streams and an engine outside, its events and commands inside. No decision is made here."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from itertools import count
+from typing import assert_never
 
-from peer.batching import next_pass
-from peer.engine import Outcome, Step
-from peer.rows import from_wire, to_wire
-from peer.seats import Seat, Seats
-from peer.spans import SpanModel
-from routing.domain import ModelId, PeerState, short
-from routing.errors import NotAuthorized, PeerUnreachable, VersionMismatch, WireError
+from peer.hop import Hop
+from peer.hop_events import (
+    CancelCame,
+    CloseCame,
+    Command,
+    CreditCame,
+    Dial,
+    DialFailed,
+    Drop,
+    Event,
+    FaultCame,
+    HangUp,
+    NextHopReached,
+    OpenCame,
+    PassDone,
+    PingCame,
+    RunPass,
+    Send,
+    StreamId,
+    StreamLost,
+    StreamOpened,
+    Tick,
+    WaveCame,
+)
+from peer.plan import Engine, Outcome, PassPlan
+from routing.domain import PeerId, PeerState, short
+from routing.errors import NotAuthorized, PeerError, PeerUnreachable, VersionMismatch, WireError
 from routing.handshake import welcome
-from routing.messages import Cancel, Close, Done, Fault, Message, Open, Ping, Pong, Timing, Unknown, Verdict, Wave
+from routing.links import Link, Links
+from routing.messages import Cancel, Close, Fault, Grant, Message, Open, Ping, Unknown, Wave
 from routing.reserved import Fetch, Renew, Replay
 from routing.streams import MessageStream
 from routing.transport import Transport
-from routing.wire import nodes_of, session_of
-from routing.wire_types import MAX_HOPS, MAX_WAVES_OUTSTANDING
+from routing.wire import session_of
 
 log = logging.getLogger(__name__)
 
-ANSWERS_KEPT = 8
+TICK_SECONDS = 1.0
 
-Compute = Callable[[Callable[[], list[Outcome]]], Awaitable[list[Outcome]]]
-"""Runs a pass away from the event loop: on the one compute thread of the device."""
+Compute = Callable[[Callable[[], Sequence[Outcome]]], Awaitable[Sequence[Outcome]]]
+"""Runs something away from the event loop: on the one compute thread of the device, one after the other."""
 
 
 class Server:
     """Serves one span. ``run`` does the work; everything else is called by the transport.
 
     Args:
-        span_model: the blocks.
-        model: which model they are of.
+        hop: decides everything.
+        engine: computes.
         transport: where streams come from and next hops are dialled.
-        num_kv_tokens: KV cache for all sessions together, in tokens of the whole span.
-        compute: runs a pass without holding up the loop.
+        compute: runs the engine without holding up the loop.
     """
 
-    def __init__(
-        self, span_model: SpanModel, model: ModelId, transport: Transport, num_kv_tokens: int, compute: Compute
-    ) -> None:
-        self.state = PeerState.JOINING
+    def __init__(self, hop: Hop, engine: Engine, transport: Transport, compute: Compute) -> None:
+        self.hop = hop
         self.is_serving = asyncio.Event()
-        self.num_wire_errors = 0
-        self._seats = Seats(span_model, model, transport, num_kv_tokens)
+        self._engine = engine
         self._transport = transport
         self._compute = compute
-        self._work = asyncio.Event()
-
-    @property
-    def num_sessions(self) -> int:
-        """Sessions that have a seat."""
-        return len(self._seats)
-
-    @property
-    def num_free_kv_tokens(self) -> int:
-        """Tokens of KV cache that no session was granted."""
-        return self._seats.num_free_kv_tokens
-
-    @property
-    def queue(self) -> int:
-        """Waves that wait for a pass."""
-        return sum(len(seat.waiting) for seat in self._seats)
+        self._links = Links(transport)
+        self._numbers = count(1)
+        self._streams: dict[StreamId, MessageStream | Link] = {}
+        self._link_ids: dict[Link, StreamId] = {}
+        self._refused: dict[StreamId, Fault] = {}
+        self._events: deque[Event] = deque()
+        self._is_handling = False
+        self._jobs: asyncio.Queue[PassPlan | tuple[int, ...]] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Serve until cancelled."""
         await self._transport.serve(self.serve_stream)
-        self.state = PeerState.ONLINE
+        self.hop.state = PeerState.ONLINE
         self.is_serving.set()
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._run_passes())
-                tasks.create_task(self._seats.free_idle())
+                tasks.create_task(self._run_engine())
+                tasks.create_task(self._tick())
         finally:
-            self.state = PeerState.DRAINING
-            await self._seats.close()
+            self.hop.state = PeerState.DRAINING
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            await self._links.close()
 
     async def serve_stream(self, stream: MessageStream) -> None:
         """One stream that somebody opened, until it ends."""
-        opening: set[asyncio.Task[None]] = set()
+        number = StreamId(next(self._numbers))
+        self._streams[number] = stream
+        self.happen(StreamOpened(number, stream.remote))
         try:
+            if (fault := self._refused.pop(number, None)) is not None:
+                stream.send(fault)
+                return
             await welcome(stream)
             while True:
-                self._handle(stream, await stream.receive(), opening)
+                self._take(number, stream, await stream.receive())
         except PeerUnreachable:
             return
         except (WireError, NotAuthorized) as error:
-            self.num_wire_errors += 1
+            self.hop.num_wire_errors += 1
             log.info("peer %s: stream ended: %s", short(stream.remote), error)
             if not isinstance(error, VersionMismatch | NotAuthorized):  # the greeting has told those
                 with contextlib.suppress(PeerUnreachable, WireError):
                     stream.send(Fault("malformed", str(error)[:500]))
         finally:
-            for task in opening:
-                task.cancel()
-            if opening:
-                await asyncio.wait(opening)
-            for seat in [seat for seat in self._seats if seat.client is stream]:
-                self._seats.free(seat)
+            del self._streams[number]
+            self.happen(StreamLost(number, "its stream has ended"))
 
-    def _handle(self, stream: MessageStream, message: Message, opening: set[asyncio.Task[None]]) -> None:
-        """Do what one message asks.
+    def happen(self, event: Event) -> None:
+        """Tell the hop of an event and do what it wants; what follows from that comes after it."""
+        self._events.append(event)
+        if self._is_handling:
+            return  # the call that is under way takes it
+        clock = asyncio.get_running_loop().time
+        self._is_handling = True
+        try:
+            while self._events:
+                for command in self.hop.handle(self._events.popleft(), clock()):
+                    self._perform(command)
+        finally:
+            self._is_handling = False
+
+    def _take(self, number: StreamId, stream: MessageStream, message: Message) -> None:
+        """A message as an event.
 
         Raises:
             WireError: it has no place here.
         """
         match message:
             case Wave():
-                self._take_wave(stream, message)
+                self.happen(WaveCame(number, message))
             case Open():
-                self._seats.open(stream, message, opening)
-            case Close():
-                seat = self._seats.get(message.session)
-                if seat is not None and (stream is seat.client or stream.remote == seat.predecessor):
-                    self._seats.free(seat)
-            case Ping():
-                stream.send(
-                    Pong(
-                        message.nonce,
-                        self.state.value,
-                        self.num_free_kv_tokens,
-                        self.queue,
-                        self.num_sessions,
-                        self.num_wire_errors,
-                    )
-                )
+                self.happen(OpenCame(number, message))
             case Cancel():
-                text = "cancelling a wave is not in this version"
-                stream.send(Fault("unsupported", text, message.session, message.epoch, message.wave))
+                self.happen(CancelCame(number, message))
+            case Close():
+                self.happen(CloseCame(number, message))
+            case Ping():
+                self.happen(PingCame(number, message))
             case Unknown():
                 text = f"messages of kind {message.kind} are not in this version"
                 stream.send(Fault("unsupported", text, message.session))
@@ -145,117 +161,84 @@ class Server:
             case _:
                 raise WireError(f"a peer takes no {type(message).__name__}")
 
-    def _take_wave(self, stream: MessageStream, wave: Wave) -> None:
-        """Queue a wave; one that was seen before is answered again, or sent on to whom can answer."""
-        seat = self._seats.get(wave.session)
-        if seat is None:
-            text = "this session is not open here: it was closed, or was idle for too long"
-            stream.send(Fault("unknown-session", text, wave.session, wave.epoch, wave.wave))
-            return
-        if stream.remote != seat.predecessor:
-            self.num_wire_errors += 1
-            text = "waves of this session are taken from the hop before only"
-            stream.send(Fault("unauthorized", text, wave.session, wave.epoch, wave.wave))
-            return
-        seat.last_active = asyncio.get_running_loop().time()
-        if wave.epoch != seat.epoch:
-            self._seats.fail(seat, "unsupported", f"epoch {wave.epoch} of a session in epoch {seat.epoch}", wave.wave)
-        elif wave.if_tip is not None or wave.last_hop is not None:
-            self._seats.fail(seat, "unsupported", "waves in flight and replays are not in this version", wave.wave)
-        elif wave.wave <= seat.num_received:
-            self._repeat(seat, wave)
-        elif wave.wave != seat.num_received + 1 or len(seat.waiting) >= MAX_WAVES_OUTSTANDING:
-            self._seats.fail(
-                seat, "out-of-order", f"wave {wave.wave} after {seat.num_received}, or too many at once", wave.wave
-            )
-        else:
-            seat.num_received = wave.wave
-            seat.waiting.append((wave, asyncio.get_running_loop().time()))
-            self._work.set()
+    def _perform(self, command: Command) -> None:
+        match command:
+            case Send(number, message):
+                self._send(number, message)
+            case RunPass(plan):
+                self._jobs.put_nowait(plan)
+            case Drop(caches):
+                self._jobs.put_nowait(caches)
+            case Dial(peer, addresses):
+                task = asyncio.create_task(self._dial(peer, addresses), name=f"dial {short(peer)}")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            case HangUp(number, fault):
+                self._refused[number] = fault
+            case other:
+                assert_never(other)
 
-    def _repeat(self, seat: Seat, wave: Wave) -> None:
-        """The same wave again: nothing is computed twice, and nothing overtakes the wave itself."""
-        with contextlib.suppress(PeerUnreachable):
-            if seat.next_hop is not None and wave.wave <= seat.num_passed_on:
-                seat.next_hop.send(Wave(wave.session, wave.epoch, wave.wave, wave.commit, wave.start, wave.nodes))
-            elif (answer := seat.answers.get(wave.wave)) is not None:
-                seat.client.send(answer)
+    def _send(self, number: StreamId, message: Message) -> None:
+        stream = self._streams.get(number)
+        try:
+            if stream is not None:
+                stream.send(message)
+        except PeerUnreachable:
+            return  # its reader says so too
+        except WireError as error:  # rows of more bytes than a message may have
+            if isinstance(message, Wave):
+                fault = Fault("bad-wave", str(error), message.session, message.epoch, message.wave)
+                self._events.append(FaultCame(number, fault))
 
-    async def _run_passes(self) -> None:
-        """Waves that wait -> one pass -> where they go next; for ever."""
+    async def _dial(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        try:
+            link = await self._links.get(peer, addresses)
+        except PeerError as error:
+            self.happen(DialFailed(peer, str(error)))
+            return
+        number = self._link_ids.get(link)
+        if number is None:
+            number = self._link_ids[link] = StreamId(next(self._numbers))
+            self._streams[number] = link
+        self.happen(NextHopReached(peer, number))
+        link.subscribe(b"", lambda _, message: self._hear(link, number, message))
+
+    def _hear(self, link: Link, number: StreamId, message: Message | PeerError) -> None:
+        """What a next hop says."""
+        match message:
+            case Grant():
+                self.happen(CreditCame(number, message))
+            case Fault():
+                self.happen(FaultCame(number, message))
+            case PeerError():
+                self._streams.pop(number, None)
+                self._link_ids.pop(link, None)
+                self.happen(StreamLost(number, str(message)))
+
+    async def _run_engine(self) -> None:
+        """Passes and freed caches, one after the other; for ever."""
         clock = asyncio.get_running_loop().time
         while True:
-            if not self.queue:
-                self._work.clear()
-                await self._work.wait()
-                continue
-            work = self._next_steps()
-            if not work:
-                continue  # those that came first could not be done; others may wait behind them
-            engine = work[0][0].engine
-            steps = [step for _, _, _, step in work]
+            job = await self._jobs.get()
             began = clock()
+            failure: str | None = None
+            outcomes: Sequence[Outcome] = ()
             try:
-                outcomes: Sequence[Outcome] = await self._compute(lambda engine=engine, steps=steps: engine.run(steps))  # type: ignore[misc]
-            except RuntimeError as error:  # what torch raises: out of memory, a device that is gone
-                log.exception("a forward pass failed")
-                outcomes = [Outcome(failure=f"the forward pass failed: {error}")] * len(steps)
-            num_rows = sum(len(step.nodes) for step in steps)
-            for (seat, wave, arrived, _), outcome in zip(work, outcomes, strict=True):
-                timing = Timing(num_rows, max(0.0, began - arrived), max(0.0, clock() - began))
-                self._pass_on(seat, wave, outcome, (*wave.timings, timing)[-MAX_HOPS:])
+                outcomes = await self._compute(partial(self._do, job))
+            except Exception as error:  # whatever it is, it ends these sessions and not the peer
+                log.exception("the engine failed")
+                failure = f"the forward pass failed: {error}"
+            if isinstance(job, PassPlan):
+                self.happen(PassDone(outcomes, clock() - began, failure))
 
-    def _next_steps(self) -> list[tuple[Seat, Wave, float, Step]]:
-        """The waves of the next pass, one of a session, all for the same blocks; their trees have taken them."""
-        seats = sorted((seat for seat in self._seats if seat.waiting), key=lambda seat: seat.waiting[0][1])
-        seats = [seat for seat in seats if seat.engine is seats[0].engine]
-        sizes = [(len(seat.waiting[0][0].nodes), seat.waiting[0][0].start != 0) for seat in seats]
-        work: list[tuple[Seat, Wave, float, Step]] = []
-        for index in next_pass(sizes):
-            seat = seats[index]
-            wave, arrived = seat.waiting.popleft()
-            try:
-                work.append((seat, wave, arrived, _step(seat, wave)))
-            except (ValueError, WireError) as error:
-                self._seats.fail(seat, "bad-wave", str(error), wave.wave)
-        return work
+    def _do(self, job: PassPlan | tuple[int, ...]) -> Sequence[Outcome]:
+        """On the compute thread."""
+        if isinstance(job, PassPlan):
+            return self._engine.run(job)
+        self._engine.forget(job)
+        return ()
 
-    def _pass_on(self, seat: Seat, wave: Wave, outcome: Outcome, timings: tuple[Timing, ...]) -> None:
-        """Rows to the next hop, a verdict to the client."""
-        if self._seats.get(seat.id) is not seat:
-            return  # closed while it was computed
-        if outcome.failure is not None:
-            self._seats.fail(seat, "internal", outcome.failure, wave.wave)
-            return
-        try:
-            if outcome.rows is not None and seat.next_hop is not None:
-                rows = to_wire(outcome.rows)
-                seat.next_hop.send(
-                    Wave(seat.id, wave.epoch, wave.wave, wave.commit, wave.start, wave.nodes, rows, timings)
-                )
-                seat.num_passed_on = wave.wave
-                return
-            answer: Message = Done(seat.id, wave.epoch, wave.wave, timings)
-            if outcome.walk is not None:
-                answer = Verdict(seat.id, wave.epoch, wave.wave, outcome.walk.path, outcome.walk.next_token, timings)
-            seat.answers[wave.wave] = answer
-            seat.answers.pop(wave.wave - ANSWERS_KEPT, None)
-            seat.client.send(answer)
-        except PeerUnreachable as error:
-            self._seats.fail(seat, "hop-lost", str(error), wave.wave)
-        except WireError as error:  # rows of more bytes than a message may have
-            self._seats.fail(seat, "bad-wave", str(error), wave.wave)
-
-
-def _step(seat: Seat, wave: Wave) -> Step:
-    """What a pass has to do for a wave.
-
-    Raises:
-        ValueError, WireError: it can't be done; the session must end then.
-    """
-    model, nodes = seat.engine.model, nodes_of(wave)
-    highest = max(node.token for node in nodes)
-    if highest >= model.vocab_size:
-        raise WireError(f"token {highest} is not in the model's vocabulary of {model.vocab_size}")
-    rows = None if model.is_first else from_wire(wave.rows, len(nodes), model.hidden_size)
-    return seat.session.take(wave.commit, wave.start, nodes, rows)
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self.happen(Tick())

@@ -10,15 +10,17 @@ from typing import Any, cast
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from peer.admission import Served
 from peer.attention import NAME, Segment
 from peer.checkpoint import Checkpoint
 from peer.kv_cache import KVCache
-from routing.domain import Span
+from peer.torch_formats import torch_dtype
+from routing.domain import ModelId, PeerId, Span
 from routing.errors import ConfigError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+GPU_CHUNK_TOKENS = 1024
 
 
 class SpanModel:
@@ -27,27 +29,41 @@ class SpanModel:
     Args:
         folder: config.json and safetensors.
         span: the blocks.
-        dtype: what weights, rows and caches are held in.
-        device: where they lie and are computed.
+        weights: format of the weights, and of what is computed with them.
+        rows: format of the rows that go to the next span; None for that of the weights.
+        kv: format of keys and values, and of attention; None for that of the weights.
+        device: where all this lies and is computed.
+
+    Attributes:
+        max_text: tokens that a text may have where rotary embeddings change with the longest text of a pass: one that
+            has more would change the others. None if they never change.
 
     Raises:
         ConfigError: the folder is no model that can be cut, or has not all of the span's weights.
     """
 
     def __init__(
-        self, folder: Path, span: Span, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        folder: Path,
+        span: Span,
+        weights: str = "float32",
+        rows: str | None = None,
+        kv: str | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         checkpoint = Checkpoint.open(folder)
         self.num_blocks = checkpoint.config.num_blocks
         if not Span(0, self.num_blocks).covers(span):
             raise ConfigError(f"{folder} has the blocks 0:{self.num_blocks}; {span} is not among them")
         self.span = span
-        self.dtype = dtype
+        self.dtype = torch_dtype(weights)
+        self.rows_dtype = torch_dtype(rows or weights)
+        self.kv_dtype = torch_dtype(kv or weights)
         self.device = torch.device(device)
         self.is_first = span.start == 0
         self.is_last = span.end == self.num_blocks
-        self._model = _cut_model(folder, span, self.num_blocks, dtype)
-        _load_weights(self._model, checkpoint, span, dtype, self.device)
+        self._model = _cut_model(folder, span, self.num_blocks, self.dtype)
+        _load_weights(self._model, checkpoint, span, self.dtype, self.device)
         self._base: Any = self._model.model
         self._base.rotary_emb = type(self._base.rotary_emb)(config=self._model.config).to(self.device)
         self._model.eval()
@@ -59,9 +75,24 @@ class SpanModel:
         config = self._model.config
         self.hidden_size = int(config.hidden_size)
         self.vocab_size = int(config.vocab_size)
+        self.max_text = _max_text(config)
         self._num_kv_heads = int(config.num_key_value_heads)
         self._first_layer = 0  # as the attention modules count: from the first block that is loaded
         self._head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+    def served(self, peer: PeerId, model: ModelId, weights_class: str, num_kv_tokens: int) -> Served:
+        """What a hop has to know of these blocks, served by this peer under this name."""
+        return Served(
+            peer=peer,
+            model=model,
+            num_blocks=self.num_blocks,
+            span=self.span,
+            hidden_size=self.hidden_size,
+            vocab_size=self.vocab_size,
+            weights_class=weights_class,
+            num_kv_tokens=num_kv_tokens,
+            max_text=self.max_text,
+        )
 
     def part(self, span: Span) -> SpanModel:
         """Some of this span's blocks as a span of their own; it shares the weights.
@@ -79,13 +110,8 @@ class SpanModel:
         part._first_layer = self._first_layer + first
         base = copy.copy(self._base)
         base._modules = dict(self._base._modules)
-        base.layers = nn.ModuleList(list(self._base.layers)[first : first + len(span)])
         base.config = copy.copy(self._base.config)
-        base.config.num_hidden_layers = len(span)
-        if getattr(base.config, "layer_types", None):
-            base.config.layer_types = base.config.layer_types[first : first + len(span)]
-        if not part.is_last:
-            base.norm = nn.Identity()
+        _keep_blocks(base, first, len(span), part.is_last)
         part._base = base
         return part
 
@@ -97,7 +123,8 @@ class SpanModel:
             self._num_kv_heads,
             self._head_dim,
             max_tokens,
-            self.dtype,
+            max_tokens if self.device.type == "cpu" else GPU_CHUNK_TOKENS,
+            self.kv_dtype,
             self.device,
         )
 
@@ -126,6 +153,19 @@ class SpanModel:
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
+def _max_text(config: PreTrainedConfig) -> int | None:
+    """The longest text for which the frequencies of rotary embeddings are those of a short one; None for any."""
+    parameters: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    limits: list[int] = []
+    for own in [parameters] if "rope_type" in parameters else parameters.values():  # one for all, or by kind of block
+        kind = own.get("rope_type", "default")
+        if kind == "longrope":
+            limits.append(int(own["original_max_position_embeddings"]))
+        elif "dynamic" in kind:
+            limits.append(int(config.max_position_embeddings))
+    return min(limits, default=None)
+
+
 def _cut_model(folder: Path, span: Span, num_blocks: int, dtype: torch.dtype) -> PreTrainedModel:
     """The model without weights, with the span's blocks alone."""
     try:
@@ -143,18 +183,25 @@ def _cut_model(folder: Path, span: Span, num_blocks: int, dtype: torch.dtype) ->
         raise ConfigError(
             f"{folder}: {config.model_type} has blocks that are no plain attention; they can't be verified"
         )
-    base.layers = nn.ModuleList(cast(nn.ModuleList, layers)[span.start : span.end])
+    _keep_blocks(base, span.start, len(span), span.end == num_blocks)
     for index, layer in enumerate(base.layers):
         layer.self_attn.layer_idx = index
-    base.config.num_hidden_layers = len(span)
-    if kinds:
-        base.config.layer_types = config.layer_types[span.start : span.end]
     if span.start > 0:
         base.embed_tokens = nn.Identity()
     if span.end < num_blocks:
-        base.norm = nn.Identity()
         model.lm_head = nn.Identity()
     return cast(PreTrainedModel, model)
+
+
+def _keep_blocks(base: nn.Module, first: int, count: int, is_last: bool) -> None:
+    """Keep so many blocks of a transformers model, with what its config says of them; the norm only behind the last."""
+    config: Any = base.config
+    base.layers = nn.ModuleList(list(cast(nn.ModuleList, base.layers))[first : first + count])
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[first : first + count]
+    if not is_last:
+        base.norm = nn.Identity()
 
 
 def _load_weights(

@@ -10,44 +10,29 @@ Source: SpecExec, arXiv 2406.02532, section 4.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from routing.tree import TokenTree
+import numpy as np
 
-Draw = Callable[[int, int], int]
-"""(node, position) -> token: the target's draw for ``position``, from its logits after ``node``."""
+from peer.plan import Ints, Walk
 
 
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """Where a walk went.
-
-    Attributes:
-        path: ids of the accepted nodes below the start, in order.
-        next_token: the draw that no child had: the recovered token, or the bonus one after a leaf.
-    """
-
-    path: tuple[int, ...]
-    next_token: int
-
-
-def walk(tree: TokenTree, start: int, draw: Draw) -> Walk:
-    """Verify what hangs from ``start``.
+def walk(ids: Ints, parents: Ints, tokens: Ints, draw: Callable[[int], int]) -> Walk:
+    """Verify what hangs from the first of these nodes, whose own token is certain.
 
     Args:
-        tree: the session's tree.
-        start: a node of it whose own token is certain.
-        draw: called once for every node of the path, from ``start`` on, in order.
-
-    Raises:
-        ValueError: ``start`` is not in the tree.
+        ids: [n], at least one node; parents before children.
+        parents: [n], id of the node above each.
+        tokens: [n], each node's token id.
+        draw: row -> the token that the target draws after that node; called once for every node of the path, from
+            row 0 on, in order.
     """
     path: list[int] = []
-    node, position = start, tree.depth(start)
+    row = 0
     while True:
-        token = draw(node, position)
-        child = next((child for child in tree.children(node) if child.token == token), None)
-        if child is None:
+        token = draw(row)
+        # Only rows further down are looked at, so the walk ends even if the order were broken.
+        children = row + 1 + np.flatnonzero((parents[row + 1 :] == ids[row]) & (tokens[row + 1 :] == token))
+        if not len(children):
             return Walk(tuple(path), token)
-        path.append(child.id)
-        node, position = child.id, position + 1
+        row = int(children[0])
+        path.append(int(ids[row]))

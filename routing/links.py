@@ -63,7 +63,10 @@ class Link:
         self._stream.send(message)
 
     def subscribe(self, session: bytes, listener: Listener) -> None:
-        """From now on ``listener`` hears what the peer says about a session; at once, if it is gone already."""
+        """From now on ``listener`` hears what the peer says about a session; at once, if it is gone already.
+
+        Who subscribes to ``b""`` hears about every session that nobody else listens to.
+        """
         self._listeners[session] = listener
         if self._error is not None:
             listener(self.peer, self._error)
@@ -125,7 +128,7 @@ class Link:
             case Fault() if not message.session:
                 raise WireError(f"it ended the stream: {message.text}")
             case Opened() | Busy() | Verdict() | Done() | Stale() | Fault() | Grant() | Handover():
-                listener = self._listeners.get(session_of(message))
+                listener = self._listeners.get(session_of(message), self._listeners.get(b""))
                 if listener is not None:
                     listener(self.peer, message)
             case Leaving():

@@ -6,8 +6,10 @@ so nothing about masks or positions goes over the wire. Pure.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +71,15 @@ class TokenTree:
     def open_nodes(self) -> tuple[Node, ...]:
         """The nodes that are not committed, parents before children."""
         return tuple(self._open.values())
+
+    @property
+    def num_open(self) -> int:
+        """Nodes that are not committed."""
+        return len(self._open)
+
+    def is_committed(self, node: int) -> bool:
+        """Is the node on the committed path, or the root?"""
+        return node == ROOT or self._index(node) is not None
 
     def __len__(self) -> int:
         return len(self._path) + len(self._open)
@@ -175,6 +186,61 @@ class TokenTree:
         self._open = below
         self._depth = {kept_id: self._depth[kept_id] for kept_id in below}
         return [committed.id for committed in newly]
+
+    def rewind(self, node: int) -> None:
+        """Make the node the tip, whether it lies before today's or hangs from it, and drop all other nodes after it.
+
+        Raises:
+            ValueError: the node is not in the tree; nothing changes then.
+        """
+        index = -1 if node == ROOT else self._index(node)
+        if index is None:
+            self.commit(node)
+        else:
+            del self._path[index + 1 :]
+            del self._tokens[index + 1 :]
+        self.prune()
+
+    def committed_at(self, num_tokens: int) -> int:
+        """The committed node at which the text has so many tokens.
+
+        Raises:
+            ValueError: the committed text is shorter.
+        """
+        if not 0 <= num_tokens <= len(self._path):
+            raise ValueError(f"the committed text has {len(self._path)} tokens, not {num_tokens}")
+        return self._path[num_tokens - 1] if num_tokens else ROOT
+
+    def open_positions(self) -> NDArray[np.int64]:
+        """Where the token of each open node stands in its text: int64 [open], in order."""
+        return np.fromiter(self._depth.values(), np.int64, len(self._depth)) - 1
+
+    def sees(self, num_last: int) -> NDArray[np.bool_] | None:
+        """Which open nodes the last ones see, themselves too: bool [num_last, open].
+
+        None if each of them sees all that come before it, as in a chain.
+        """
+        size = len(self._open)
+        last = list(islice(reversed(self._open.values()), num_last))[::-1]
+        committed = len(self._path)
+        if all(self._depth[node.id] - committed == size - num_last + row + 1 for row, node in enumerate(last)):
+            return None
+        mask = np.zeros((num_last, size), dtype=np.bool_)
+        row_of: dict[int, int] = {}
+        column_of = {node: column for column, node in enumerate(self._open)}
+        for row, node in enumerate(last):
+            if node.parent in row_of:
+                mask[row] = mask[row_of[node.parent]]
+            else:
+                mask[row, [column_of[above.id] for above in self.branch(node.parent)]] = True
+            mask[row, column_of[node.id]] = True
+            row_of[node.id] = row
+        return mask
+
+    def _index(self, node: int) -> int | None:
+        """The place of a node on the committed path, whose ids grow."""
+        index = bisect_left(self._path, node)
+        return index if index < len(self._path) and self._path[index] == node else None
 
     def prune(self) -> None:
         """Drop every open node: the text ends at the tip."""

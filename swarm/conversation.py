@@ -1,4 +1,4 @@
-"""Questions and answers on one route: the driver of a session. What to do is the session's to say."""
+"""Questions and answers on one route: the event loop of a session. What to do is the session's to say."""
 
 from __future__ import annotations
 
@@ -15,22 +15,19 @@ from routing.links import Links
 from routing.messages import Timing
 from swarm.chain import Chain
 from swarm.drafting import Draft, Proposer
-from swarm.session import (
+from swarm.session import Phase, Session
+from swarm.session_events import (
     Asked,
-    Command,
+    CancelWaves,
     Drafted,
     Emit,
+    Event,
     Fail,
     Finish,
     FinishReason,
-    Phase,
-    Prefilled,
     Propose,
-    RouteLost,
     SendWave,
-    Session,
     StopAsked,
-    Verified,
 )
 from swarm.speculation import Speculation
 
@@ -42,7 +39,7 @@ class Stats:
     Attributes:
         num_prompt_tokens: new text that was prefilled.
         num_tokens: of the answer.
-        num_round_trips: waves that were verified, the prompt's last one included.
+        num_round_trips: waves that were verified, the prompt's last one included; cancelled ones do not count.
         num_drafted: nodes that were sent beyond the pending token.
         num_accepted: of them, those that the target went through.
         first_token_seconds: from the question to the first token.
@@ -64,14 +61,19 @@ class Stats:
     @property
     def tokens_per_second(self) -> float:
         """After the first token, so that the prompt does not count."""
-        return (
-            (self.num_tokens - 1) / max(1e-9, self.seconds - self.first_token_seconds) if self.num_tokens > 1 else 0.0
-        )
+        if self.num_tokens < 2:
+            return 0.0
+        return (self.num_tokens - 1) / max(1e-9, self.seconds - self.first_token_seconds)
 
     @property
     def mean_acceptance_length(self) -> float:
         """Tokens emitted per verification, the bonus token included; 0 without any."""
         return self.num_tokens / self.num_round_trips if self.num_round_trips else 0.0
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of the client's own line."""
+        return self.num_bytes / max(1, self.num_tokens)
 
 
 class Conversation:
@@ -86,10 +88,11 @@ class Conversation:
         self._speculation = speculation
         self._proposer = proposer
         self._links = links
-        self._commands: deque[Command] = deque()
         self._draft: Draft = ()
+        self._drafting: asyncio.Task[None] | None = None
+        self._emitted: deque[tuple[int, ...]] = deque()
+        self._failure: str | None = None
         self._is_answering = False
-        self._round: tuple[int, int, float] = (0, 0, 0.0)  # wave, drafted nodes, when it was sent
 
     async def __aenter__(self) -> Self:
         return self
@@ -121,16 +124,29 @@ class Conversation:
 
     def close(self) -> None:
         """Free it at every hop."""
+        if self._drafting is not None:
+            self._drafting.cancel()
         self._chain.close()
 
     def stop(self) -> None:
-        """End the answer that is under way; its ``ask`` returns as soon as the outstanding wave is back."""
-        self._commands.extend(self._session.handle(StopAsked()))
+        """End the answer that is under way; its ``ask`` returns as soon as what is under way was called back."""
+        self._chain.inbox.put(StopAsked())
 
     async def ask(
-        self, tokens: Sequence[int], max_tokens: int, stop_tokens: frozenset[int] = frozenset()
+        self,
+        tokens: Sequence[int],
+        max_tokens: int,
+        stop_tokens: frozenset[int] = frozenset(),
+        *,
+        keep: int | None = None,
     ) -> AsyncGenerator[tuple[int, ...]]:
         """Add tokens to the text, then yield the answer as it comes, a stop token included.
+
+        Args:
+            tokens: new text, at least one.
+            max_tokens: of the answer.
+            stop_tokens: that end it.
+            keep: go back to so many tokens of the text first; what follows them is forgotten.
 
         Raises:
             ConfigError: it does not fit in what the conversation was opened for, or an answer is under way.
@@ -144,8 +160,8 @@ class Conversation:
         answer: list[int] = []
         self._is_answering = True
         try:
-            await self._settle()
-            self._begin(Asked(tuple(tokens), max_tokens, stop_tokens))
+            await self._come_to_rest()
+            self._begin(Asked(tuple(tokens), max_tokens, stop_tokens, keep))
             while (emitted := await self._next_tokens(answer)) is not None:
                 if not answer:
                     stats.first_token_seconds = clock() - began
@@ -153,77 +169,78 @@ class Conversation:
                 yield emitted
         finally:
             self._is_answering = False
+            self._do(StopAsked())  # who reads may have left in the middle; else it changes nothing
             stats.seconds = clock() - began
             stats.num_bytes = self._links.num_bytes - bytes_before
 
+    async def _come_to_rest(self) -> None:
+        """Take in what was said since the last answer; what that had under way is called back already."""
+        for event in self._chain.events_so_far():
+            self._do(event)
+        while self._session.phase is Phase.CANCELLING:
+            self._do(await self._chain.event(self._session.num_rows_in_flight))
+        self._emitted.clear()
+        self._failure = None
+        self.stats.finish_reason = None
+
     def _begin(self, question: Asked) -> None:
         if self._session.phase is Phase.CLOSED:
-            raise GenerationFailed("this conversation lost its route: open a new one", ())
+            reason = self._session.lost_reason
+            raise GenerationFailed(f"this conversation lost its route: open a new one ({reason})", ())
         try:
-            self._commands.extend(self._session.handle(question))
+            self._do(question)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self._proposer.extend(question.tokens)
-        self._draft = ()
 
     async def _next_tokens(self, answer: Sequence[int]) -> tuple[int, ...] | None:
-        """Do what the session wants until it emits; None at the end of the answer."""
-        while True:
-            if not self._commands:
-                self._commands.extend(self._session.handle(await self._next_event()))
-                continue
-            match self._commands.popleft():
-                case SendWave() as wave:
-                    self._send(wave)
-                case Propose(max_depth):
-                    self._propose(max_depth)
-                case Emit(tokens, num_accepted):
-                    self._learn(tokens, num_accepted)
-                    return tokens
+        """What the answer goes on with; None at its end."""
+        while not self._emitted:
+            if self._failure is not None:
+                raise GenerationFailed(f"the answer ended after {len(answer)} tokens: {self._failure}", answer)
+            if self.stats.finish_reason is not None:
+                return None
+            self._do(await self._chain.event(self._session.num_rows_in_flight))
+        return self._emitted.popleft()
+
+    def _do(self, event: Event) -> None:
+        """Tell the session of an event, and do what it wants."""
+        for command in self._session.handle(event, asyncio.get_running_loop().time()):
+            match command:
+                case SendWave():
+                    self._send(command)
+                case CancelWaves():
+                    self._chain.cancel(command)
+                case Propose():
+                    self._drafting = asyncio.create_task(self._propose(command), name="draft")
+                case Emit():
+                    self._emit(command)
                 case Finish(reason):
                     self.stats.finish_reason = reason
-                    return None
                 case Fail(reason):
-                    raise GenerationFailed(f"the answer ended after {len(answer)} tokens: {reason}", answer)
+                    self._failure = reason
                 case other:
                     assert_never(other)
-
-    def _learn(self, tokens: tuple[int, ...], num_accepted: int) -> None:
-        self.stats.num_tokens += len(tokens)
-        self.stats.num_accepted += num_accepted
-        self._proposer.learn(self._draft, tokens)
-        self._proposer.extend(tokens)
 
     def _send(self, wave: SendWave) -> None:
         try:
             self._chain.send(wave)
         except PeerUnreachable:
-            return  # the link has put it into the inbox too; that is where it is dealt with
-        is_round = wave.start == wave.nodes[0].id
-        self._round = (wave.wave, len(wave.nodes) - 1 if is_round else -1, asyncio.get_running_loop().time())
+            return  # its end is in the inbox; that is where it is dealt with
 
-    def _propose(self, max_depth: int) -> None:
-        if self._session.phase is not Phase.DRAFTING:
-            return  # stopped meanwhile
-        self._draft = self._proposer.propose(self._speculation.max_nodes, max_depth)
-        sent = self._speculation.cut(self._draft)
-        self.stats.num_drafted += len(sent)
-        self._commands.extend(self._session.handle(Drafted(sent)))
+    async def _propose(self, wanted: Propose) -> None:
+        """Draft, and say so: an event like any other."""
+        self._draft = self._proposer.propose(self._speculation.max_nodes, wanted.max_depth)
+        self._chain.inbox.put(Drafted(self._speculation.cut(self._draft), wanted.num_tokens))
 
-    async def _next_event(self) -> Prefilled | Verified | RouteLost:
-        """What the hops say next, measured."""
-        event = await self._chain.answer()
-        if isinstance(event, Verified):
-            self.stats.num_round_trips += 1
-            wave, num_drafted, sent = self._round
-            if event.wave == wave and num_drafted >= 0:
-                self._speculation.observe(num_drafted, asyncio.get_running_loop().time() - sent)
-        return event
-
-    async def _settle(self) -> None:
-        """The reader of the answer before may have gone away in its middle: wait for what is outstanding."""
-        self._commands.clear()
-        self._commands.extend(self._session.handle(StopAsked()))
-        while self._session.phase not in (Phase.IDLE, Phase.CLOSED):
-            self._commands.extend(self._session.handle(await self._chain.answer()))
-        self._commands.clear()
+    def _emit(self, emit: Emit) -> None:
+        """A round has ended: count it, and learn from it."""
+        self.stats.num_round_trips += 1
+        self.stats.num_tokens += len(emit.tokens)
+        self.stats.num_accepted += emit.num_accepted
+        if emit.num_drafted is not None:
+            self.stats.num_drafted += emit.num_drafted
+            self._speculation.observe(emit.num_drafted, emit.seconds)
+            self._proposer.learn(self._draft, emit.tokens)
+        self._proposer.extend(emit.tokens)
+        self._emitted.append(emit.tokens)

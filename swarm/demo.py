@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from peer.checkpoint import Checkpoint
 from routing.domain import SamplingParams, Span
 from routing.errors import ConfigError
+from swarm.answers import Answer, ask
 from swarm.client import ModelName, SwarmClient
-from swarm.commands.generate import read_prompt
-from swarm.conversation import Stats
+from swarm.commands.generate import read_prompt, write
 from swarm.local_swarm import LocalSwarm, PeerPlan, stop_fork_server
 from swarm.models import ModelFolder
 from swarm.speculation import Speculation
@@ -32,15 +30,6 @@ def average(numbers):
     return total / count
 ```
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One way of answering."""
-
-    tokens: tuple[int, ...]
-    text: str
-    stats: Stats
 
 
 async def demo(
@@ -90,15 +79,7 @@ async def _ask(
         len(tokens) + max_tokens, params, speculation=Speculation(speculation)
     ) as conversation:
         _say(f"\n{how}, over {conversation.route}:")
-        stream = tokenizer.stream()
-        answer: list[int] = []
-        text = ""
-        async for emitted in conversation.ask(tokens, max_tokens, tokenizer.eos_ids):
-            answer += emitted
-            text += _write(stream.push(emitted))
-        text += _write(stream.finish())
-        _write("\n")
-        return Answer(tuple(answer), text, conversation.stats)
+        return await ask(conversation, tokenizer, tokens, max_tokens, write)
 
 
 def _report(plain: Answer, drafted: Answer) -> dict[str, object]:
@@ -116,7 +97,7 @@ def _report(plain: Answer, drafted: Answer) -> dict[str, object]:
         "speedup": round(drafted.stats.tokens_per_second / max(1e-9, plain.stats.tokens_per_second), 3),
         "mean_acceptance_length": round(drafted.stats.mean_acceptance_length, 3),
         "equal": plain.tokens == drafted.tokens,
-        "client_bytes_per_token": round(drafted.stats.num_bytes / max(1, drafted.stats.num_tokens)),
+        "client_bytes_per_token": round(drafted.stats.bytes_per_token),
     }
 
 
@@ -133,7 +114,7 @@ def _write_table(plain: Answer, drafted: Answer, report: dict[str, object]) -> N
         ),
         (
             "client's bytes a token",
-            f"{plain.stats.num_bytes / max(1, plain.stats.num_tokens):.0f}",
+            f"{plain.stats.bytes_per_token:.0f}",
             f"{report['client_bytes_per_token']}",
         ),
     ]
@@ -152,10 +133,4 @@ def _write_json(file: Path, report: dict[str, object]) -> None:
 
 
 def _say(text: str) -> None:
-    _write(text + "\n")
-
-
-def _write(text: str) -> str:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-    return text
+    write(text + "\n")

@@ -3,25 +3,47 @@
     Asked -> SendWave...         the new text, in chunks; the last one is verified at its last node
     Prefilled -> SendWave...     a chunk went through, the next may go
     Verified -> Emit, then       the target's own tokens
-                Propose          ... what may come next? answered by Drafted
+                Propose          ... what may come next? answered by Drafted, some time
                 Finish           ... or the answer is at its end
     Drafted -> SendWave          the pending token and the draft below it
-    StopAsked -> nothing         the outstanding wave is waited for, then Finish
+    StopAsked -> CancelWaves     the waves under way are not wanted; when all are answered, Finish
     RouteLost -> Fail            nothing can come any more
 
-The last token of a text has no rows yet: it is *pending*, and is the first node of the next wave.
+The text is what is committed, and behind it what is *pending*: tokens that no hop has rows of. The last token of an
+answer is pending until it is the first node of the next wave. Waves under way are flights in a ledger, which alone
+remembers a round: what was sent, when, and how much of it was drafted.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from routing.story import Story
 from routing.tree import ROOT, Node, TokenTree
 from routing.wire_types import MAX_WAVES_OUTSTANDING
-from swarm.drafting import PENDING, Draft
+from swarm.drafting import PENDING
+from swarm.session_events import (
+    Asked,
+    CancelWaves,
+    Command,
+    Drafted,
+    Dropped,
+    Emit,
+    Event,
+    Fail,
+    Finish,
+    FinishReason,
+    Flight,
+    Prefilled,
+    Propose,
+    RouteLost,
+    SendWave,
+    StopAsked,
+    Verified,
+)
 
 PREFILL_ROWS = 128
 
@@ -33,161 +55,86 @@ class Phase(Enum):
     PREFILLING = auto()
     DRAFTING = auto()
     VERIFYING = auto()
+    CANCELLING = auto()
     CLOSED = auto()
 
 
-class FinishReason(Enum):
-    """Why an answer ended, in the words of OpenAI's API."""
-
-    STOP = "stop"
-    LENGTH = "length"
-    CANCELLED = "cancelled"
-
-
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Continue the text after these tokens."""
+class _Unsent:
+    """A wave that waits until fewer are under way."""
 
-    tokens: tuple[int, ...]
-    max_tokens: int
-    stop_tokens: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Prefilled:
-    """A wave without a walk went through."""
-
-    wave: int
-
-
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """The last hop's verdict on a wave."""
-
-    wave: int
-    path: tuple[int, ...]
-    next_token: int
-
-
-@dataclass(frozen=True, slots=True)
-class Drafted:
-    """What may come next; empty for plain autoregression."""
-
-    draft: Draft
-
-
-@dataclass(frozen=True, slots=True)
-class StopAsked:
-    """The user has read enough."""
-
-
-@dataclass(frozen=True, slots=True)
-class RouteLost:
-    """A hop is gone, or says what can't be true."""
-
-    reason: str
-
-
-Event = Asked | Prefilled | Verified | Drafted | StopAsked | RouteLost
-
-
-@dataclass(frozen=True, slots=True)
-class SendWave:
-    """Send new nodes down the route. See ``routing.wire.Wave`` for the fields."""
-
-    wave: int
     commit: int
     start: int
     nodes: tuple[Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Emit:
-    """The answer goes on with these tokens; ``num_accepted`` of them had been drafted."""
-
-    tokens: tuple[int, ...]
-    num_accepted: int
-
-
-@dataclass(frozen=True, slots=True)
-class Propose:
-    """Draft what may follow, and say ``Drafted``; what lies deeper than ``max_depth`` could not be emitted."""
-
-    max_depth: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The answer is complete."""
-
-    reason: FinishReason
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """The answer can't go on."""
-
-    reason: str
-
-
-Command = SendWave | Emit | Propose | Finish | Fail
-
-
-class IllegalEvent(Exception):
-    """An event that can't happen now: a mistake in the driver. The text tells the session's story."""
+    num_drafted: int | None
 
 
 class Session:
-    """See the module. ``max_tokens`` bounds the text; the hops have room for the drafts beside it."""
+    """See the module.
 
-    def __init__(self, max_tokens: int) -> None:
+    Args:
+        max_tokens: bounds the text; the hops have room for the drafts beside it.
+        vocab_size: token ids of a verdict are below it; None if that is not known.
+        epoch: which of the session's routes this is; what others say is not heard.
+    """
+
+    def __init__(self, max_tokens: int, vocab_size: int | None = None, epoch: int = 0) -> None:
         self.phase = Phase.IDLE
         self.max_tokens = max_tokens
+        self.lost_reason = ""
+        self._vocab_size = vocab_size
+        self._epoch = epoch
         self._tree = TokenTree()
-        self._pending: int | None = None
+        self._pending: tuple[int, ...] = ()
         self._next_node = 1
         self._next_wave = 1
-        self._unsent: deque[SendWave] = deque()
-        self._outstanding: deque[SendWave] = deque()
+        self._must_rewind = False  # hops may hold what is no part of the text
+        self._unsent: deque[_Unsent] = deque()
+        self._flights: deque[Flight] = deque()
+        self._restored: tuple[int, ...] = ()  # what is pending again when the flights are cancelled
         self._num_left = 0
         self._stop_tokens: frozenset[int] = frozenset()
-        self._is_stopping = False
-        self._story: deque[str] = deque(maxlen=12)
+        self._story = Story()
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the text so far, the pending one included."""
-        return self._tree.num_committed + (self._pending is not None)
+        """Tokens of the text so far, the pending ones included."""
+        return self._tree.num_committed + len(self._pending)
 
-    def handle(self, event: Event) -> list[Command]:
-        """What is to be done about an event.
+    @property
+    def num_rows_in_flight(self) -> int:
+        """Nodes of all waves under way."""
+        return sum(len(flight.nodes) for flight in self._flights)
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """What is to be done about an event. ``now``: seconds on any clock that only goes forward.
 
         Raises:
             IllegalEvent: it can't happen in this phase.
             ValueError: an ``Asked`` without tokens, or for more than the session has room for; nothing changes then.
         """
-        handler = _TRANSITIONS.get((self.phase, type(event)))
-        if handler is None:
-            raise IllegalEvent(f"{type(event).__name__} while {self.phase.name}; before it: {', '.join(self._story)}")
-        commands = handler(self, event)
-        self._story.append(f"{type(event).__name__} -> {self.phase.name}")
+        if getattr(event, "epoch", self._epoch) != self._epoch:
+            return []  # from a route that was left
+        transition = _TRANSITIONS.get((self.phase, type(event)))
+        if transition is None:
+            raise self._story.illegal(f"{type(event).__name__} while {self.phase.name}")
+        handler, phases = transition
+        before = self.phase
+        commands = handler(self, event, now)
+        if self.phase not in phases:
+            raise self._story.illegal(f"{type(event).__name__} led from {before.name} to {self.phase.name}")
+        self._story.add(f"{type(event).__name__} -> {self.phase.name}")
         return commands
 
     # --- one method for each kind of event
 
-    def _asked(self, event: Asked) -> list[Command]:
-        if not event.tokens:
-            raise ValueError("there is nothing to continue: give at least one token")
-        if event.max_tokens < 1:
-            raise ValueError(f"an answer of {event.max_tokens} tokens: ask for at least 1")
-        needed = self.num_tokens + len(event.tokens) + event.max_tokens
-        if needed > self.max_tokens:
-            raise ValueError(
-                f"{needed} tokens of text and answer are more than the {self.max_tokens} that this session has room for"
-            )
-        self._num_left, self._stop_tokens, self._is_stopping = event.max_tokens, event.stop_tokens, False
-        tokens = event.tokens if self._pending is None else (self._pending, *event.tokens)
-        self._pending = None
+    def _asked(self, event: Asked, now: float) -> list[Command]:
+        keep = self.num_tokens if event.keep is None else event.keep
+        self._check(event, keep)
+        self._go_back_to(keep)
+        self._num_left, self._stop_tokens = event.max_tokens, event.stop_tokens
+        self._restored = tokens = (*self._pending, *event.tokens)
+        self._pending = ()
         parent = commit = self._tree.tip
         for first in range(0, len(tokens), PREFILL_ROWS):
             nodes: list[Node] = []
@@ -195,74 +142,108 @@ class Session:
                 nodes.append(self._node(parent, token))
                 parent = nodes[-1].id
             is_last = first + PREFILL_ROWS >= len(tokens)
-            self._unsent.append(self._wave(commit, parent if is_last else ROOT, nodes))
+            self._unsent.append(_Unsent(commit, parent if is_last else ROOT, tuple(nodes), None))
             commit = parent
         self.phase = Phase.PREFILLING
-        return self._send()
+        return self._send(now)
 
-    def _prefilled(self, event: Prefilled) -> list[Command]:
-        if not self._outstanding or self._outstanding[0].wave != event.wave or self._outstanding[0].start:
-            return self._lost(RouteLost(f"wave {event.wave} was answered out of turn"))
-        self._outstanding.popleft()
-        return self._send()
+    def _prefilled(self, event: Prefilled, now: float) -> list[Command]:
+        if not self._flights or self._flights[0].wave != event.wave or self._flights[0].start:
+            return self._lost(RouteLost(f"wave {event.wave} was answered out of turn"), now)
+        self._flights.popleft()
+        return self._send(now)
 
-    def _verified(self, event: Verified) -> list[Command]:
-        wave = self._outstanding[0]
-        path = self._checked_path(wave, event)
+    def _verified(self, event: Verified, now: float) -> list[Command]:
+        flight = self._flights[0]
+        path = self._checked_path(flight, event)
         if path is None:
-            return self._lost(RouteLost("the verdict does not fit the wave: the last hop is broken or lies"))
-        self._outstanding.popleft()
-        if self._is_stopping:
-            self._settle(wave.start, None)
-            return [Finish(FinishReason.CANCELLED)]
+            return self._lost(RouteLost("the verdict does not fit the wave: the last hop is broken or lies"), now)
+        self._flights.popleft()
         tokens = [*(node.token for node in path), event.next_token]
         stops = [index for index, token in enumerate(tokens) if token in self._stop_tokens]
         tokens = tokens[: min(self._num_left, stops[0] + 1 if stops else len(tokens))]
         num_accepted = min(len(tokens), len(path))
-        tip = path[num_accepted - 1].id if num_accepted else wave.start
-        self._settle(tip, event.next_token if len(tokens) > len(path) else None)
+        self._tree.commit(path[num_accepted - 1].id if num_accepted else flight.start)
+        self._tree.prune()
+        self._pending = (event.next_token,) if len(tokens) > len(path) else ()
         self._num_left -= len(tokens)
-        emit = Emit(tuple(tokens), num_accepted)
-        if tokens[-1] in self._stop_tokens:
-            return [emit, Finish(FinishReason.STOP)]
-        if self._num_left == 0:
-            return [emit, Finish(FinishReason.LENGTH)]
+        emit = Emit(tuple(tokens), num_accepted, flight.num_drafted, now - flight.sent_at)
+        if tokens[-1] in self._stop_tokens or self._num_left == 0:
+            self.phase = Phase.IDLE
+            is_stop = tokens[-1] in self._stop_tokens
+            return [emit, Finish(FinishReason.STOP if is_stop else FinishReason.LENGTH)]
         self.phase = Phase.DRAFTING
-        return [emit, self._propose()]
+        return [emit, Propose(self.num_tokens, self._num_left - 1)]
 
-    def _drafted(self, event: Drafted) -> list[Command]:
-        assert self._pending is not None  # noqa: S101
-        nodes = [self._node(self._tree.tip, self._pending)]
+    def _drafted(self, event: Drafted, now: float) -> list[Command]:
+        if event.num_tokens != self.num_tokens:
+            return []  # for a text that was left meanwhile
+        nodes = [self._node(self._tree.tip, self._pending[0])]
         for proposed in event.draft:
             parent = 0 if proposed.parent == PENDING else proposed.parent + 1
             nodes.append(self._node(nodes[parent].id, proposed.token))
-        self._unsent.append(self._wave(self._tree.tip, nodes[0].id, nodes))
-        self._pending = None
+        self._unsent.append(_Unsent(self._tree.tip, nodes[0].id, tuple(nodes), len(event.draft)))
+        self._restored, self._pending = self._pending, ()
         self.phase = Phase.VERIFYING
-        return self._send()
+        return self._send(now)
 
-    def _stop_asked(self, _event: StopAsked) -> list[Command]:
-        self._is_stopping = True
-        return []
+    def _stop_asked(self, _event: StopAsked, _now: float) -> list[Command]:
+        """Nothing more is sent, and what is under way is called back."""
+        self._unsent.clear()
+        self._tree.prune()
+        self.phase = Phase.CANCELLING
+        return [CancelWaves(self._flights[0].wave, self._flights[-1].wave)]
 
-    def _stop_asked_between(self, _event: StopAsked) -> list[Command]:
+    def _stop_asked_between(self, _event: StopAsked, _now: float) -> list[Command]:
         self.phase = Phase.IDLE
         return [Finish(FinishReason.CANCELLED)]
 
-    def _lost(self, event: RouteLost) -> list[Command]:
+    def _called_back(self, event: Prefilled | Verified | Dropped, now: float) -> list[Command]:
+        """One of the cancelled waves was answered; hops may differ in what they have computed of them."""
+        if event.wave != self._flights[0].wave:
+            return self._lost(RouteLost(f"wave {event.wave} was answered out of turn"), now)
+        self._flights.popleft()
+        if self._flights:
+            return []
+        self._pending, self._must_rewind = self._restored, True
+        self.phase = Phase.IDLE
+        return [Finish(FinishReason.CANCELLED)]
+
+    def _lost(self, event: RouteLost, _now: float) -> list[Command]:
         was_answering = self.phase is not Phase.IDLE
-        self.phase = Phase.CLOSED
+        self.phase, self.lost_reason = Phase.CLOSED, event.reason
         self._unsent.clear()
-        self._outstanding.clear()
+        self._flights.clear()
         return [Fail(event.reason)] if was_answering else []
 
-    def _unasked(self, _event: Prefilled | Verified) -> list[Command]:
-        return self._lost(RouteLost("an answer came that nobody had asked for: the last hop is broken or lies"))
+    def _unasked(self, _event: Prefilled | Verified | Dropped, now: float) -> list[Command]:
+        return self._lost(RouteLost("an answer came that nobody had asked for: the last hop is broken or lies"), now)
 
-    def _ignored(self, _event: Event) -> list[Command]:
+    def _ignored(self, _event: Event, _now: float) -> list[Command]:
         return []
 
     # --- what they share
+
+    def _check(self, event: Asked, keep: int) -> None:
+        if not event.tokens:
+            raise ValueError("there is nothing to continue: give at least one token")
+        if event.max_tokens < 1:
+            raise ValueError(f"an answer of {event.max_tokens} tokens: ask for at least 1")
+        if not 0 <= keep <= self.num_tokens:
+            raise ValueError(f"the text has {self.num_tokens} tokens, {keep} of them can't be kept")
+        needed = keep + len(event.tokens) + event.max_tokens
+        if needed > self.max_tokens:
+            raise ValueError(
+                f"{needed} tokens of text and answer are more than the {self.max_tokens} that this session has room for"
+            )
+
+    def _go_back_to(self, num_tokens: int) -> None:
+        """The text ends after so many tokens. What is pending has never been sent; the rest is said with a wave."""
+        num_committed = self._tree.num_committed
+        self._pending = self._pending[: max(0, num_tokens - num_committed)]
+        if num_tokens < num_committed:
+            self._tree.rewind(self._tree.committed_at(num_tokens))
+            self._must_rewind = True
 
     def _node(self, parent: int, token: int) -> Node:
         node = Node(self._next_node, parent, token)
@@ -270,36 +251,26 @@ class Session:
         self._tree.add(node)
         return node
 
-    def _wave(self, commit: int, start: int, nodes: Sequence[Node]) -> SendWave:
-        wave = SendWave(self._next_wave, commit, start, tuple(nodes))
-        self._next_wave += 1
-        return wave
-
-    def _send(self) -> list[Command]:
+    def _send(self, now: float) -> list[Command]:
         """As many waves as may be under way."""
         commands: list[Command] = []
-        while self._unsent and len(self._outstanding) < MAX_WAVES_OUTSTANDING:
-            self._outstanding.append(self._unsent.popleft())
-            commands.append(self._outstanding[-1])
+        while self._unsent and len(self._flights) < MAX_WAVES_OUTSTANDING:
+            wave = self._unsent.popleft()
+            flight = Flight(self._next_wave, wave.start, wave.nodes, now, wave.num_drafted)
+            self._next_wave += 1
+            self._flights.append(flight)
+            commands.append(SendWave(flight.wave, wave.commit, wave.start, wave.nodes, self._must_rewind))
+            self._must_rewind = False
         return commands
 
-    def _settle(self, tip: int, pending: int | None) -> None:
-        """The text now ends at a node, and maybe one token more; what else was drafted is forgotten."""
-        self._tree.commit(tip)
-        self._tree.prune()
-        self._pending = pending
-        self.phase = Phase.IDLE
-
-    def _propose(self) -> Propose:
-        """The next token comes in any case; a draft is for what else may be emitted."""
-        return Propose(self._num_left - 1)
-
-    def _checked_path(self, wave: SendWave, event: Verified) -> list[Node] | None:
+    def _checked_path(self, flight: Flight, event: Verified) -> list[Node] | None:
         """The verdict's path as nodes, or None if it is none in our tree."""
-        if event.wave != wave.wave or not wave.start:
+        if event.wave != flight.wave or not flight.start:
+            return None
+        if self._vocab_size is not None and event.next_token >= self._vocab_size:
             return None
         path: list[Node] = []
-        above = wave.start
+        above = flight.start
         for node_id in event.path:
             node = self._tree.get(node_id)
             if node is None or node.parent != above:
@@ -311,28 +282,40 @@ class Session:
         return path
 
 
-_TRANSITIONS: dict[tuple[Phase, type[Event]], Callable[..., list[Command]]] = {
-    (Phase.IDLE, Asked): Session._asked,
-    (Phase.IDLE, StopAsked): Session._ignored,
-    (Phase.IDLE, Prefilled): Session._unasked,
-    (Phase.IDLE, Verified): Session._unasked,
-    (Phase.IDLE, RouteLost): Session._lost,
-    (Phase.PREFILLING, Prefilled): Session._prefilled,
-    (Phase.PREFILLING, Verified): Session._verified,
-    (Phase.PREFILLING, StopAsked): Session._stop_asked,
-    (Phase.PREFILLING, RouteLost): Session._lost,
-    (Phase.DRAFTING, Drafted): Session._drafted,
-    (Phase.DRAFTING, StopAsked): Session._stop_asked_between,
-    (Phase.DRAFTING, Prefilled): Session._unasked,
-    (Phase.DRAFTING, Verified): Session._unasked,
-    (Phase.DRAFTING, RouteLost): Session._lost,
-    (Phase.VERIFYING, Verified): Session._verified,
-    (Phase.VERIFYING, Prefilled): Session._prefilled,
-    (Phase.VERIFYING, StopAsked): Session._stop_asked,
-    (Phase.VERIFYING, RouteLost): Session._lost,
-    (Phase.CLOSED, Prefilled): Session._ignored,
-    (Phase.CLOSED, Verified): Session._ignored,
-    (Phase.CLOSED, Drafted): Session._ignored,
-    (Phase.CLOSED, StopAsked): Session._ignored,
-    (Phase.CLOSED, RouteLost): Session._ignored,
+_Handler = Callable[..., list[Command]]
+_ANSWERED = frozenset({Phase.IDLE, Phase.DRAFTING, Phase.CLOSED})
+_SAME_OR_LOST = {phase: frozenset({phase, Phase.CLOSED}) for phase in Phase}
+_CLOSED = frozenset({Phase.CLOSED})
+
+_TRANSITIONS: dict[tuple[Phase, type[Event]], tuple[_Handler, frozenset[Phase]]] = {
+    (Phase.IDLE, Asked): (Session._asked, frozenset({Phase.PREFILLING})),
+    (Phase.PREFILLING, Prefilled): (Session._prefilled, _SAME_OR_LOST[Phase.PREFILLING]),
+    (Phase.PREFILLING, Verified): (Session._verified, _ANSWERED),
+    (Phase.DRAFTING, Drafted): (Session._drafted, frozenset({Phase.DRAFTING, Phase.VERIFYING})),
+    (Phase.VERIFYING, Verified): (Session._verified, _ANSWERED),
+    (Phase.VERIFYING, Prefilled): (Session._prefilled, _SAME_OR_LOST[Phase.VERIFYING]),
+    (Phase.IDLE, StopAsked): (Session._ignored, frozenset({Phase.IDLE})),
+    (Phase.PREFILLING, StopAsked): (Session._stop_asked, frozenset({Phase.CANCELLING})),
+    (Phase.DRAFTING, StopAsked): (Session._stop_asked_between, frozenset({Phase.IDLE})),
+    (Phase.VERIFYING, StopAsked): (Session._stop_asked, frozenset({Phase.CANCELLING})),
+    (Phase.CANCELLING, StopAsked): (Session._ignored, frozenset({Phase.CANCELLING})),
+    **{
+        (Phase.CANCELLING, answer): (Session._called_back, frozenset({Phase.CANCELLING, Phase.IDLE, Phase.CLOSED}))
+        for answer in (Prefilled, Verified, Dropped)
+    },
+    # Nobody asked for these: who says them is broken or lies.
+    **{(phase, Dropped): (Session._unasked, _CLOSED) for phase in Phase if phase is not Phase.CANCELLING},
+    **{
+        (phase, answer): (Session._unasked, _CLOSED)
+        for phase in (Phase.IDLE, Phase.DRAFTING)
+        for answer in (Prefilled, Verified)
+    },
+    # A draft may come when it is not wanted any more.
+    **{(phase, Drafted): (Session._ignored, frozenset({phase})) for phase in Phase if phase is not Phase.DRAFTING},
+    **{(phase, RouteLost): (Session._lost, _CLOSED) for phase in Phase},
+    # When the route is lost, nothing follows.
+    **{
+        (Phase.CLOSED, kind): (Session._ignored, _CLOSED)
+        for kind in (Prefilled, Verified, Dropped, StopAsked, RouteLost)
+    },
 }

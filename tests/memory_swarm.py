@@ -9,7 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from peer.checkpoint import Checkpoint
-from peer.engine import Outcome
+from peer.engines.torch_engine import TorchEngine
+from peer.hop import Hop
+from peer.plan import Outcome
+from peer.scheduler import CostModel, Scheduler
 from peer.server import Compute, Server
 from peer.spans import SpanModel
 from routing.domain import ModelId, SamplingParams, Span
@@ -22,7 +25,7 @@ from swarm.speculation import Speculation
 from tests.peer_records import record_of
 
 
-async def inline(run: Callable[[], list[Outcome]]) -> list[Outcome]:
+async def inline(run: Callable[[], Sequence[Outcome]]) -> Sequence[Outcome]:
     """Compute on the loop: a virtual clock does not wait for threads."""
     return run()
 
@@ -31,13 +34,23 @@ class MemoryPeer:
     """One serving peer."""
 
     def __init__(
-        self, network: MemoryNetwork, folder: Path, span: Span, seed: int, num_kv_tokens: int, compute: Compute
+        self,
+        network: MemoryNetwork,
+        folder: Path,
+        span: Span,
+        seed: int,
+        num_kv_tokens: int,
+        compute: Compute,
+        window: int | None,
     ) -> None:
         self.identity = Identity(bytes([seed] * 32))
         self.transport: MemoryTransport = network.join(self.identity)
         checkpoint = Checkpoint.open(folder)
         self.model = ModelId("tiny", checkpoint.config_hash(), checkpoint.weights_hash())
-        self.server = Server(SpanModel(folder, span), self.model, self.transport, num_kv_tokens, compute)
+        span_model = SpanModel(folder, span)
+        served = span_model.served(self.identity.peer_id, self.model, "float32", num_kv_tokens)
+        self.hop = Hop(served, Scheduler(CostModel()), window)
+        self.server = Server(self.hop, TorchEngine(span_model), self.transport, compute)
         self.record = record_of(
             self.identity.peer_id,
             model=self.model,
@@ -52,12 +65,19 @@ class MemorySwarm:
     """Peers that serve the spans between ``cuts``, and the means to talk to them."""
 
     def __init__(
-        self, folder: Path, spans: Sequence[Span], delay_seconds: float, num_kv_tokens: int, compute: Compute
+        self,
+        folder: Path,
+        spans: Sequence[Span],
+        delay_seconds: float,
+        num_kv_tokens: int,
+        compute: Compute,
+        window: int | None,
     ) -> None:
         self.folder = folder
         self.network = MemoryNetwork(delay_seconds)
         self.peers = [
-            MemoryPeer(self.network, folder, span, seed, num_kv_tokens, compute) for seed, span in enumerate(spans, 10)
+            MemoryPeer(self.network, folder, span, seed, num_kv_tokens, compute, window)
+            for seed, span in enumerate(spans, 10)
         ]
         self.name = ModelName("tiny", self.peers[0].model.config)
         self._num_clients = 0
@@ -81,10 +101,11 @@ async def memory_swarm(
     delay_seconds: float = 0.05,
     num_kv_tokens: int = 10_000,
     compute: Compute = inline,
+    window: int | None = None,
 ) -> AsyncIterator[MemorySwarm]:
     """A swarm that serves until the end of the context."""
     spans = spans or [Span(start, end) for start, end in pairwise(cuts)]
-    swarm = MemorySwarm(folder, spans, delay_seconds, num_kv_tokens, compute)
+    swarm = MemorySwarm(folder, spans, delay_seconds, num_kv_tokens, compute, window)
     tasks = [asyncio.create_task(peer.server.run(), name="server") for peer in swarm.peers]
     for peer in swarm.peers:
         await swarm.network.directory(peer.identity).publish(peer.record)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from routing.domain import SamplingParams
 from routing.errors import ConfigError
+from swarm.answers import ask, describe
 from swarm.commands.connecting import check_context, connect, longest_text
-from swarm.commands.generate import describe, write_answer
+from swarm.commands.generate import write
 from swarm.commands.running import find_model, require_peers, say
 from swarm.conversation import Conversation
-from swarm.session import FinishReason
 from swarm.speculation import Speculation
 from swarm.tokenizer import Tokenizer
 from swarm.turns import next_turn
@@ -90,11 +90,11 @@ class _Talk:
             raise ConfigError(f"this chat has filled its {context} tokens: start a new one, or give a larger --context")
         self._is_answering = True
         try:
-            answer = await write_answer(self._conversation, self._tokenizer, tokens, min(self._max_tokens, room))
+            answer = await ask(self._conversation, self._tokenizer, tokens, min(self._max_tokens, room), write)
         finally:
             self._is_answering = self._is_stopping = False
-        self._has_ended = self._conversation.stats.finish_reason is FinishReason.STOP
-        self._messages.append({"role": "assistant", "content": answer})
+        self._has_ended = answer.has_ended
+        self._messages.append({"role": "assistant", "content": answer.text})
 
     def interrupt(self) -> None:
         """Ctrl-C: stop the answer; a second time, when the swarm does not answer any more, end the chat."""

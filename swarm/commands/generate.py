@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 
 from routing.domain import SamplingParams
-from routing.errors import ConfigError, GenerationFailed
+from routing.errors import ConfigError
+from swarm.answers import ask, describe
 from swarm.commands.connecting import check_context, connect
 from swarm.commands.running import find_model, require_peers, say
-from swarm.conversation import Conversation, Stats
 from swarm.speculation import Speculation
 from swarm.tokenizer import Tokenizer
 
@@ -38,9 +37,9 @@ async def generate(
         await connect(folder, initial_peers, delay_ms) as client,
         await client.open(len(tokens) + max_tokens, params, speculation=Speculation(speculation)) as conversation,
     ):
-        await write_answer(conversation, tokenizer, tokens, max_tokens)
+        answer = await ask(conversation, tokenizer, tokens, max_tokens, write)
         if shows_stats:
-            say(describe(conversation.stats))
+            say(describe(answer.stats))
 
 
 def read_prompt(tokenizer: Tokenizer, text: str, *, is_chat: bool) -> list[int]:
@@ -58,25 +57,6 @@ def read_prompt(tokenizer: Tokenizer, text: str, *, is_chat: bool) -> list[int]:
     return tokens
 
 
-async def write_answer(conversation: Conversation, tokenizer: Tokenizer, tokens: list[int], max_tokens: int) -> str:
-    """Ask, and write the answer to standard output as it comes; it ends with a line break, also when it fails.
-
-    Raises:
-        GenerationFailed: a hop was lost.
-    """
-    stream = tokenizer.stream()
-    answer = ""
-    try:
-        async for emitted in conversation.ask(tokens, max_tokens, tokenizer.eos_ids):
-            answer += _write(stream.push(emitted))
-    except (GenerationFailed, asyncio.CancelledError):
-        _write(stream.finish() + "\n")
-        raise
-    answer += _write(stream.finish())
-    _write("\n")
-    return answer
-
-
 def _read_standard_input() -> str:
     try:
         return sys.stdin.buffer.read().decode()
@@ -84,18 +64,7 @@ def _read_standard_input() -> str:
         raise ConfigError(f"standard input is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def _write(text: str) -> str:
+def write(text: str) -> None:
+    """A piece of an answer, to standard output at once."""
     sys.stdout.write(text)
     sys.stdout.flush()
-    return text
-
-
-def describe(stats: Stats) -> str:
-    """What an answer took, as one line."""
-    return (
-        f"{stats.num_tokens} tokens, {stats.tokens_per_second:.1f} tok/s, "
-        f"first after {stats.first_token_seconds:.2f} s, {stats.num_round_trips} round trips, "
-        f"{stats.mean_acceptance_length:.2f} tokens each, "
-        f"{stats.num_accepted} of {stats.num_drafted} drafts accepted, "
-        f"{stats.num_bytes / max(1, stats.num_tokens):.0f} bytes a token"
-    )

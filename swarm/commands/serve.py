@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peer.capacity import ELEMENT_BYTES, check_fits, free_bytes, parse_bytes
+from peer.capacity import check_fits, free_bytes, parse_bytes
 from peer.checkpoint import Checkpoint
+from peer.formats import ELEMENT_BYTES
 from routing.addresses import check_announce, check_listen, check_peer, is_loopback
 from routing.domain import Span
 from routing.errors import ConfigError

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedModel
 
+from peer.plan import Outcome
 from routing.domain import SamplingParams, Span
-from routing.errors import ConfigError, PeerBusy, PeerRefused
+from routing.errors import ConfigError, GenerationFailed, PeerBusy, PeerRefused
+from routing.messages import Verdict
 from tests.memory_swarm import collect, generate, memory_swarm
 from tests.proposers import Knowing
 from tests.tiny_models import assert_greedy, greedy, make_llama, plain
@@ -128,7 +131,7 @@ async def test_several_sessions_on_one_chain_do_not_disturb_each_other(
         )
         assert [tokens for tokens, _ in answers] == references
         await asyncio.sleep(1)
-        assert [peer.server.num_sessions for peer in swarm.peers] == [0, 0, 0]
+        assert [peer.hop.num_sessions for peer in swarm.peers] == [0, 0, 0]
 
 
 async def test_peers_whose_spans_overlap_form_a_route(folder: Path, references: list[list[int]]) -> None:
@@ -204,6 +207,80 @@ async def test_stop_ends_the_answer_and_what_was_emitted_stays(folder: Path, ora
         assert conversation.stats.finish_reason.value == "cancelled"
         second = await collect(conversation, PROMPTS[1], 10)
     assert_greedy(oracle, [*prompt, *heard, *PROMPTS[1]], second)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 16, 21, 26])
+async def test_a_question_can_go_back_in_the_text(folder: Path, oracle: PreTrainedModel, kept: int) -> None:
+    async with memory_swarm(folder) as swarm, swarm.client() as client, await client.open(500) as conversation:
+        first = await collect(conversation, PROMPTS[0], 10)
+        text = [*PROMPTS[0], *first][:kept]
+        second = [t async for part in conversation.ask(PROMPTS[2], 10, keep=kept) for t in part]
+        assert conversation.num_tokens == kept + len(PROMPTS[2]) + 10
+        third = await collect(conversation, PROMPTS[1], 10)
+    assert_greedy(oracle, [*text, *PROMPTS[2]], second)
+    assert_greedy(oracle, [*text, *PROMPTS[2], *second, *PROMPTS[1]], third)
+
+
+async def test_an_answer_can_be_had_again_with_another_draw_of_the_same_text(folder: Path) -> None:
+    async with memory_swarm(folder) as swarm, swarm.client() as client, await client.open(500) as conversation:
+        first = await collect(conversation, PROMPTS[0], 10)
+        again = [t async for part in conversation.ask(PROMPTS[0][-1:], 10, keep=len(PROMPTS[0]) - 1) for t in part]
+    assert again == first
+
+
+async def test_who_leaves_in_a_long_prefill_can_ask_again_soon(folder: Path, oracle: PreTrainedModel) -> None:
+    prompt = [(7 * i * i + i) % 256 for i in range(2000)]
+    num_passes = 0
+
+    async def slow(run: Callable[[], Sequence[Outcome]]) -> Sequence[Outcome]:
+        nonlocal num_passes
+        num_passes += 1
+        await asyncio.sleep(5)
+        return run()
+
+    clock = asyncio.get_running_loop().time
+    async with (
+        memory_swarm(folder, compute=slow) as swarm,
+        swarm.client() as client,
+        await client.open(3000) as conversation,
+    ):
+        answer = conversation.ask(prompt, 8)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(answer), 12)
+        began, before = clock(), num_passes
+        tokens = [t async for part in conversation.ask(PROMPTS[1], 2, keep=0) for t in part]
+        assert clock() - began < 60
+        assert num_passes - before < 16  # what was in a pass, and what is asked now: not the rest of the prompt
+    assert_greedy(oracle, PROMPTS[1], tokens)
+
+
+async def test_a_client_that_stood_still_waits_anew(folder: Path, references: list[list[int]]) -> None:
+    async def slow(run: Callable[[], Sequence[Outcome]]) -> Sequence[Outcome]:
+        await asyncio.sleep(20)
+        return run()
+
+    async with (
+        memory_swarm(folder, compute=slow) as swarm,
+        swarm.client() as client,
+        await client.open(500) as conversation,
+    ):
+        asking = asyncio.create_task(collect(conversation, PROMPTS[0], 2))
+        await asyncio.sleep(12)
+        selector = asyncio.get_running_loop()._virtual  # type: ignore[attr-defined]
+        selector.now += 500.0
+        assert await asking == references[0][:2]
+
+
+async def test_what_nobody_asked_for_does_not_pile_up_in_an_idle_conversation(folder: Path) -> None:
+    async with memory_swarm(folder) as swarm, swarm.client() as client, await client.open(500) as conversation:
+        await collect(conversation, PROMPTS[0], 2)
+        chain = conversation._chain
+        peer = chain.route.hops[0].peer
+        for _ in range(100_000):
+            chain.inbox.hear(peer, Verdict(bytes(16), 0, 1, (), 5))
+        assert chain.inbox._queue.qsize() <= 65
+        with pytest.raises(GenerationFailed, match=r"lost its route.*talks on and on"):
+            await collect(conversation, PROMPTS[1], 2)
 
 
 async def test_a_conversation_can_be_shorter_where_the_peers_have_little_room(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import struct
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 from transformers import PreTrainedModel
 
-from peer.engine import Outcome
+from peer.plan import Outcome
 from routing.domain import Hop, Route, SamplingParams, Span, short
 from routing.domain import SessionId as Id
 from routing.errors import GenerationFailed, PeerBusy, PeerRefused, PeerUnreachable
@@ -30,6 +31,7 @@ from routing.messages import (
     Open,
     Opened,
     Rows,
+    Stale,
     Timing,
     Verdict,
     Wave,
@@ -40,13 +42,13 @@ from routing.wire import encode, open_message
 from routing.wire_types import MAX_MESSAGE_BYTES
 from swarm.conversation import Conversation
 from tests.memory_swarm import MemorySwarm, collect, generate, inline, memory_swarm
-from tests.tiny_models import greedy, make_llama, plain
+from tests.tiny_models import assert_greedy, greedy, make_llama, plain
 
 PROMPT = list(b"A swarm answers.")
 SESSION = Id(bytes(range(16)))
 OTHER = Id(bytes(range(16, 32)))
 HIDDEN = 64
-Run = Callable[[], list[Outcome]]
+Run = Callable[[], Sequence[Outcome]]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,9 @@ class Hand:
         for index, stream in enumerate(self.streams):
             if self.route.hops[index].peer != self.id:
                 stream.send(self.open_message(index, session, num_kv_tokens))
-                assert await self.hear(index) == Opened(session, 0, num_kv_tokens)
+                opened = await self.hear(index)
+                assert isinstance(opened, Opened), opened
+                assert (opened.session, opened.num_kv_tokens) == (session, num_kv_tokens)
 
     async def hear(self, index: int) -> Message:
         async with asyncio.timeout(100):
@@ -134,11 +138,11 @@ def chunk(message: Message, lane: int = 0) -> bytes:
 
 
 def num_sessions(swarm: MemorySwarm) -> list[int]:
-    return [peer.server.num_sessions for peer in swarm.peers]
+    return [peer.hop.num_sessions for peer in swarm.peers]
 
 
 def free_kv_tokens(swarm: MemorySwarm) -> list[int]:
-    return [peer.server.num_free_kv_tokens for peer in swarm.peers]
+    return [peer.hop.num_free_kv_tokens for peer in swarm.peers]
 
 
 class Listener:
@@ -269,7 +273,7 @@ async def test_a_next_hop_that_is_lost_between_two_waves_is_told_to_the_client(f
 
 async def test_busy_reaches_who_opens_and_nothing_stays_open_elsewhere(folder: Path, reference: list[int]) -> None:
     async with memory_swarm(folder) as swarm, swarm.client() as client, swarm.client() as second:
-        swarm.peers[2].server._seats.num_kv_tokens = 1000
+        swarm.peers[2].hop.served = dataclasses.replace(swarm.peers[2].hop.served, num_kv_tokens=1000)
         async with await client.open(500) as conversation:
             with pytest.raises(PeerBusy, match="is full; try again in 10 s") as raised:
                 await second.open(500)
@@ -308,7 +312,12 @@ LAST = len(PROMPT)
         (next_wave(nodes=((LAST + 1, LAST + 1, 5),)), "bad-wave", "hangs from node 17"),
         (next_wave(start=LAST), "bad-wave", "start at node 16, which is not in the wave"),
         (next_wave(nodes=((LAST + 1, LAST, 256),)), "bad-wave", "token 256 is not in the model's vocabulary of 256"),
-        (next_wave(nodes=nodes([5] * 600, LAST + 1)), "bad-wave", "longer than the 500 tokens"),
+        (next_wave(nodes=nodes([5] * 600, LAST + 1), start=LAST + 600), "bad-wave", "longer than the 500 tokens"),
+        (next_wave(nodes=nodes([5] * 200, LAST + 1)), "bad-wave", "more than 160 nodes are to be verified"),
+        (next_wave(nodes=()), "bad-wave", "start at node 17, which is not in the wave"),
+        (next_wave(first_row=3), "out-of-order", "not from node 3 on"),
+        (next_wave(weights=b"x"), "unsupported", "draft weights"),
+        (next_wave(digest=b"x"), "unsupported", "digests of rows"),
     ],
     ids=[
         "out of order",
@@ -322,6 +331,11 @@ LAST = len(PROMPT)
         "a start outside the wave",
         "a token outside the vocabulary",
         "more tokens than granted",
+        "too much to verify",
+        "a walk and no nodes",
+        "a part that does not follow",
+        "draft weights",
+        "a digest",
     ],
 )
 async def test_a_wave_that_can_not_be_ends_its_session_and_no_other(
@@ -403,7 +417,7 @@ async def test_a_wave_that_is_not_from_the_hop_before_is_refused_and_counted(
             stranger.streams[index].send(Close(SESSION))
         hand.streams[2].send(replace(prompt_wave(), rows=WIDE))  # its own client is not the hop before
         assert (await hand.hear_fault(2)).code == "unauthorized"
-        assert [peer.server.num_wire_errors for peer in swarm.peers] == [1, 1, 2]
+        assert [peer.hop.num_wire_errors for peer in swarm.peers] == [1, 1, 2]
         hand.streams[0].send(prompt_wave())
         assert await hand.hear_verdict() == (1, (), reference[0])
 
@@ -419,14 +433,127 @@ async def test_a_wave_of_an_unknown_session_is_a_fault_of_it_alone(folder: Path,
         assert await hand.hear_verdict() == (1, (), reference[0])
 
 
-async def test_a_cancel_is_answered_and_changes_nothing(folder: Path, reference: list[int]) -> None:
+async def test_a_cancel_of_what_was_answered_changes_nothing(folder: Path, reference: list[int]) -> None:
     async with memory_swarm(folder) as swarm:
         hand = Hand(swarm)
         await hand.open()
-        hand.streams[0].send(Cancel(SESSION, 0, 1, 1))
-        assert (await hand.hear_fault(0)).code == "unsupported"
         hand.streams[0].send(prompt_wave())
         assert await hand.hear_verdict() == (1, (), reference[0])
+        for stream in hand.streams:
+            stream.send(Cancel(SESSION, 0, 1, 1))
+        hand.streams[0].send(next_wave(nodes=((LAST + 1, LAST, reference[0]),)))
+        assert await hand.hear_verdict() == (2, (), reference[1])
+
+
+async def test_cancelled_waves_are_not_computed_and_each_is_answered(folder: Path, reference: list[int]) -> None:
+    num_rows: list[int] = []
+
+    async def slow(run: Run) -> Sequence[Outcome]:
+        await asyncio.sleep(0.3)
+        outcomes = run()
+        num_rows.extend(outcome.rows.num_rows for outcome in outcomes if outcome.rows is not None)
+        return outcomes
+
+    async with memory_swarm(folder, compute=slow) as swarm:
+        hand = Hand(swarm)
+        await hand.open(num_kv_tokens=2000)
+        hand.streams[0].send(prompt_wave())
+        assert await hand.hear_verdict() == (1, (), reference[0])
+        num_rows.clear()
+        last = LAST
+        for wave in range(2, 6):  # a long second question, in four chunks
+            chunk_of = nodes([5] * 100, last + 1)
+            hand.streams[0].send(Wave(SESSION, 0, wave, last, last + 100 if wave == 5 else 0, chunk_of))
+            last += 100
+        await asyncio.sleep(0.5)
+        for stream in hand.streams:
+            stream.send(Cancel(SESSION, 0, 2, 5))
+        answers = [await hand.hear(-1) for _ in range(4)]
+        assert [answer.wave for answer in answers if isinstance(answer, Done | Stale)] == [2, 3, 4, 5]
+        assert isinstance(answers[-1], Stale)
+        assert sum(num_rows) <= 2 * 200
+        hand.streams[0].send(Wave(SESSION, 0, 6, LAST, last + 1, ((last + 1, LAST, reference[0]),), rewind=True))
+        assert await hand.hear_verdict() == (6, (), reference[1])
+
+
+async def test_a_rewind_goes_back_and_the_text_goes_on_from_there(folder: Path, reference: list[int]) -> None:
+    async with memory_swarm(folder) as swarm:
+        hand = Hand(swarm)
+        await hand.open()
+        hand.streams[0].send(prompt_wave())
+        assert await hand.hear_verdict() == (1, (), reference[0])
+        wrong = nodes([9, 8, 7], LAST + 1)
+        hand.streams[0].send(next_wave(nodes=wrong, start=LAST + 3))
+        await hand.hear_verdict()
+        hand.streams[0].send(Wave(SESSION, 0, 3, LAST + 3, 0, ((LAST + 4, LAST + 3, 6),)))
+        assert isinstance(await hand.hear(-1), Done)
+        hand.streams[0].send(Wave(SESSION, 0, 4, LAST + 1, 0, ()))  # behind the tip, without a word: nothing changes
+        assert isinstance(await hand.hear(-1), Done)
+        hand.streams[0].send(Wave(SESSION, 0, 5, LAST, LAST + 5, ((LAST + 5, LAST, reference[0]),), rewind=True))
+        assert await hand.hear_verdict() == (5, (), reference[1])
+        hand.streams[0].send(Wave(SESSION, 0, 6, 0, 0, (), rewind=True))  # to the very beginning
+        assert isinstance(await hand.hear(-1), Done)
+        hand.streams[0].send(Wave(SESSION, 0, 7, 0, LAST + 25, nodes(PROMPT, LAST + 10), rewind=True))
+        fault = await hand.hear_fault(0)
+        assert "hangs from node" in fault.text
+
+
+async def test_a_prompt_that_a_hop_cuts_gives_the_same_text(folder: Path, oracle: PreTrainedModel) -> None:
+    prompt = [(5 * i * i + i) % 256 for i in range(900)]
+    async with memory_swarm(folder) as swarm, swarm.client() as client, await client.open(2000) as first:
+        for peer in swarm.peers:
+            peer.hop._passes._scheduler.cost.observe(256, 9.0)
+        busy = Listener(first, PROMPT, 48)
+        await busy.five_tokens()
+        tokens, _ = await generate(swarm, prompt, 8)
+        await busy.task
+    assert_greedy(oracle, prompt, tokens)
+
+
+async def test_sessions_share_a_link_with_the_least_credit(folder: Path, reference: list[int]) -> None:
+    spans = [Span(0, 3), Span(3, 6)]
+    async with memory_swarm(folder, spans=spans, num_kv_tokens=50_000, window=80_000) as swarm:
+        answers = await asyncio.gather(*(generate(swarm, PROMPT * (1 + 9 * (i % 2)), 10) for i in range(20)))
+    assert [tokens for tokens, _ in answers[::2]] == [reference[:10]] * 10
+    assert len({tuple(tokens) for tokens, _ in answers[1::2]}) == 1
+
+
+async def test_more_than_was_granted_is_refused(folder: Path) -> None:
+    async with memory_swarm(folder, window=3000) as swarm:
+        hand = Hand(swarm)
+        await hand.open()
+        hand.streams[0].send(Wave(SESSION, 0, 1, 0, 0, nodes([1] * 150)))
+        fault = await hand.hear_fault(0)
+        assert fault.code == "no-credit"
+        assert "3000 bytes" in fault.text
+
+
+async def test_a_pass_that_breaks_ends_its_sessions_and_the_peer_serves_on(folder: Path, reference: list[int]) -> None:
+    is_broken = False
+
+    async def compute(run: Run) -> Sequence[Outcome]:
+        if is_broken:
+            raise MemoryError("no room")
+        return run()
+
+    async with memory_swarm(folder, compute=compute) as swarm, swarm.client() as client:
+        async with await client.open(500) as conversation:
+            listener = Listener(conversation, PROMPT, 48)
+            await listener.five_tokens()
+            is_broken = True
+            await assert_failed(listener, reference, "the forward pass failed: no room", conversation)
+        is_broken = False
+        assert (await generate(swarm, PROMPT, 10))[0] == reference[:10]
+
+
+async def test_streams_of_one_identity_are_bounded_and_others_get_in(folder: Path, reference: list[int]) -> None:
+    async with memory_swarm(folder) as swarm:
+        hand = Hand(swarm)
+        peer = swarm.peers[0].identity.peer_id
+        hand.streams = [await dial(hand.transport, peer, ()) for _ in range(16)]
+        with pytest.raises(PeerRefused, match="too many streams: 16 of yours"):
+            await dial(hand.transport, peer, ())
+        assert (await generate(swarm, PROMPT, 10))[0] == reference[:10]
 
 
 async def test_a_kind_that_is_not_known_is_refused_by_name_and_the_stream_lives(folder: Path) -> None:
@@ -451,7 +578,7 @@ async def test_a_repeated_wave_gets_the_same_verdict_and_is_not_computed_twice(
 ) -> None:
     num_passes = 0
 
-    async def counted(run: Run) -> list[Outcome]:
+    async def counted(run: Run) -> Sequence[Outcome]:
         nonlocal num_passes
         num_passes += 1
         return run()
@@ -468,7 +595,7 @@ async def test_a_repeated_wave_gets_the_same_verdict_and_is_not_computed_twice(
 
 
 async def test_a_wave_repeated_before_its_answer_does_not_overtake_itself(folder: Path, reference: list[int]) -> None:
-    async def slow(run: Run) -> list[Outcome]:
+    async def slow(run: Run) -> Sequence[Outcome]:
         await asyncio.sleep(0.2)
         return run()
 
@@ -483,7 +610,7 @@ async def test_a_wave_repeated_before_its_answer_does_not_overtake_itself(folder
 
 
 async def test_who_waits_behind_a_bad_wave_is_served(folder: Path, reference: list[int]) -> None:
-    async def slow(run: Run) -> list[Outcome]:
+    async def slow(run: Run) -> Sequence[Outcome]:
         await asyncio.sleep(0.2)
         return run()
 
@@ -494,7 +621,7 @@ async def test_who_waits_behind_a_bad_wave_is_served(folder: Path, reference: li
             await hand.open(session)
         hand.streams[0].send(prompt_wave(third))  # keeps the peer at work until the next two are there
         await asyncio.sleep(0.1)
-        hand.streams[0].send(Wave(OTHER, 0, 1, 99, 1, nodes([1] * 256)))
+        hand.streams[0].send(Wave(OTHER, 0, 1, 99, 1, nodes([1] * 100)))
         hand.streams[0].send(prompt_wave())
         answers = [await hand.hear(0) for _ in range(3)]
         assert [type(answer).__name__ for answer in answers] == ["Verdict", "Fault", "Verdict"]
@@ -518,11 +645,11 @@ async def test_rows_too_large_for_a_message_end_their_session_and_no_other(
     async with memory_swarm(folder) as swarm:
         hand = Hand(swarm)
         await hand.open()
-        monkeypatch.setattr("routing.wire.MAX_MESSAGE_BYTES", 50_000)
+        monkeypatch.setattr("routing.wire.MAX_MESSAGE_BYTES", 20_000)
         hand.streams[0].send(Wave(SESSION, 0, 1, 0, 0, nodes([1] * 400)))
         fault = await hand.hear_fault(0)
         assert (fault.code, fault.session) == ("bad-wave", SESSION)
-        assert "over the limit of 50000" in fault.text
+        assert "over the limit of 20000" in fault.text
         assert (await generate(swarm, PROMPT, 10))[0] == reference[:10]
 
 
@@ -613,7 +740,7 @@ async def test_a_line_between_two_hops_that_is_cut_ends_the_answer_with_both_the
         listener = Listener(conversation, PROMPT, 48)
         await listener.five_tokens()
         here, there = (peer.identity.peer_id for peer in swarm.peers[:2])
-        swarm.peers[0].server._seats._links[there]._writer.close()
+        swarm.peers[0].server._links._links[there]._stream._writer.close()
         text = f"the peer {short(here)} with the blocks 0:2 can't go on: peer {short(there)}: "
         await assert_failed(listener, reference, text, conversation)
         conversation.close()
@@ -636,7 +763,7 @@ async def test_a_hop_that_is_stopped_is_named(folder: Path, reference: list[int]
 async def test_a_hop_whose_passes_hang_ends_the_answer_after_a_deadline(folder: Path, reference: list[int]) -> None:
     is_silent = False
 
-    async def compute(run: Run) -> list[Outcome]:
+    async def compute(run: Run) -> Sequence[Outcome]:
         if is_silent:
             await asyncio.Event().wait()
         return await inline(run)
@@ -688,7 +815,7 @@ async def test_bytes_that_are_no_message_get_an_error_and_the_peer_serves_on(
         assert text in fault.text
         with pytest.raises(PeerUnreachable, match="goodbye"):
             await hand.hear(0)
-        assert peer.server.num_wire_errors == 1
+        assert peer.hop.num_wire_errors == 1
         assert (await generate(swarm, PROMPT, 10))[0] == reference[:10]
 
 
@@ -702,7 +829,7 @@ async def test_a_frame_that_is_cut_off_is_counted_and_frees_the_sessions_of_its_
         hand.streams[0]._writer.close()
         await asyncio.sleep(1)
         assert num_sessions(swarm) == [0, 0, 0]
-        assert swarm.peers[0].server.num_wire_errors == 1
+        assert swarm.peers[0].hop.num_wire_errors == 1
         assert (await generate(swarm, PROMPT, 10))[0] == reference[:10]
 
 

@@ -9,21 +9,23 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from routing.story import IllegalEvent
 from routing.tree import Node
 from routing.wire_types import MAX_WAVES_OUTSTANDING
 from swarm.drafting import PENDING, DraftNode
-from swarm.session import (
+from swarm.session import Session
+from swarm.session_events import (
     Asked,
+    CancelWaves,
     Command,
     Drafted,
+    Dropped,
     Emit,
     Finish,
     FinishReason,
-    IllegalEvent,
     Prefilled,
     Propose,
     SendWave,
-    Session,
     StopAsked,
     Verified,
 )
@@ -54,13 +56,17 @@ class SessionMachine(RuleBasedStateMachine):
         self.session = Session(ROOM)
         self.text: list[int] = []  # questions and what was emitted
         self.texts: dict[int, Text] = {0: ()}  # by node, of those that the hops still hold
+        self.path: dict[int, Text] = {0: ()}  # the committed ones, to which one can go back
         self.nodes: dict[int, Node] = {}
+        self.num_committed = 0
         self.last_node = self.last_wave = 0
         self.outstanding: list[SendWave] = []
         self.num_left = 0
         self.stop_tokens: frozenset[int] = frozenset()
         self.state = "idle"
-        self.is_stopping = self.is_pending = False
+        self.is_stopping = self.must_rewind = False
+        self.num_pending = self.num_restored = 0  # tokens at the text's end that no hop was sent; the same if cancelled
+        self.num_sent: int | None = None  # drafts of the wave under way
 
     # --- what the hops do
 
@@ -72,10 +78,14 @@ class SessionMachine(RuleBasedStateMachine):
         assert commit == tuple(self.text[: len(commit)]), "a commit is on the final text"
         alive = {wave.commit}
         for node in self.nodes.values():
-            if node.parent in alive:
+            if node.parent in alive and not wave.rewind:
                 alive.add(node.id)
+        if not wave.rewind:
+            assert len(commit) >= self.num_committed, "a commit goes back only where that is said"
+        self.num_committed = len(commit)
+        self.path = {n: text for n, text in (self.path | self.texts).items() if text == commit[: len(text)]}
         self.nodes = {n: node for n, node in self.nodes.items() if n in alive}
-        self.texts = {n: text for n, text in self.texts.items() if n in alive}
+        self.texts = {n: text for n, text in self.texts.items() if n in alive} | self.path
         for node in wave.nodes:
             assert node.id > self.last_node
             self.last_node = node.id
@@ -97,18 +107,28 @@ class SessionMachine(RuleBasedStateMachine):
     # --- what the user and the driver do
 
     @precondition(lambda self: self.state == "idle")
-    @rule(question=questions, max_tokens=st.integers(1, 12), stop_tokens=st.frozensets(tokens, max_size=1))
-    def ask(self, question: list[int], max_tokens: int, stop_tokens: frozenset[int]) -> None:
-        event = Asked(tuple(question), max_tokens, stop_tokens)
-        if len(self.text) + len(question) + max_tokens > ROOM:
+    @rule(
+        question=questions,
+        max_tokens=st.integers(1, 12),
+        stop_tokens=st.frozensets(tokens, max_size=1),
+        back=st.none() | st.none() | st.integers(0, ROOM),
+    )
+    def ask(self, question: list[int], max_tokens: int, stop_tokens: frozenset[int], back: int | None) -> None:
+        keep = None if back is None else back % (len(self.text) + 1)
+        event = Asked(tuple(question), max_tokens, stop_tokens, keep)
+        if (len(self.text) if keep is None else keep) + len(question) + max_tokens > ROOM:
             with pytest.raises(ValueError, match="more than the 1500"):
-                self.session.handle(event)
+                self.session.handle(event, 0.0)
             return
-        commands = self.session.handle(event)
-        num_unsent = len(question) + self.is_pending
+        commands = self.session.handle(event, 0.0)
+        if keep is not None:
+            self.num_pending = max(0, self.num_pending - (len(self.text) - keep))
+            del self.text[keep:]
+        num_unsent = len(question) + self.num_pending
         self.text += question
-        self.num_left, self.stop_tokens, self.is_stopping, self.is_pending = max_tokens, stop_tokens, False, False
-        self.state = "answering"
+        self.num_left, self.stop_tokens, self.is_stopping = max_tokens, stop_tokens, False
+        self.num_restored, self.num_pending = num_unsent, 0
+        self.state, self.num_sent = "answering", None
         assert isinstance(commands[0], SendWave)
         assert commands[0].commit == commands[0].nodes[0].parent
         assert len(self.texts[commands[0].commit]) == len(self.text) - num_unsent, "what was pending is sent, once"
@@ -118,19 +138,29 @@ class SessionMachine(RuleBasedStateMachine):
     @rule()
     def answer(self) -> None:
         wave = self.outstanding.pop(0)
+        if self.is_stopping:
+            self.called_back(wave)
+            return
         if not wave.start:
-            self.send(self.session.handle(Prefilled(wave.wave)))
+            self.send(self.session.handle(Prefilled(wave.wave), 0.0))
             return
         assert not self.outstanding
         assert self.texts[wave.start] == tuple(self.text), "the walk begins at the end of the text"
         path, next_token = self.walk(wave.start)
-        commands = self.session.handle(Verified(wave.wave, tuple(path), next_token))
-        if self.is_stopping:
-            assert commands == [Finish(FinishReason.CANCELLED)]
-            self.state = "idle"
-            return
+        commands = self.session.handle(Verified(wave.wave, tuple(path), next_token), 0.0)
         said = [*(self.nodes[node].token for node in path), next_token]
         self.check_answer(commands, said, len(path))
+
+    def called_back(self, wave: SendWave) -> None:
+        """A cancelled wave: let go, or computed before that was known."""
+        events = [Dropped(wave.wave), Verified(wave.wave, (), 0) if wave.start else Prefilled(wave.wave)]
+        commands = self.session.handle(events[wave.wave % 2], 0.0)
+        if self.outstanding:
+            assert commands == []
+            return
+        assert commands == [Finish(FinishReason.CANCELLED)]
+        self.state, self.num_pending = "idle", self.num_restored
+        self.must_rewind = True
 
     def check_answer(self, commands: list[Command], said: list[int], num_drafted: int) -> None:
         """Exactly the target's own continuation, cut where the answer ends."""
@@ -141,14 +171,14 @@ class SessionMachine(RuleBasedStateMachine):
                 break
         self.text += expected
         self.num_left -= len(expected)
-        self.is_pending = len(expected) > num_drafted
-        emit = Emit(tuple(expected), min(len(expected), num_drafted))
+        self.num_pending = int(len(expected) > num_drafted)
+        emit = Emit(tuple(expected), min(len(expected), num_drafted), self.num_sent, 0.0)
         if expected[-1] in self.stop_tokens:
             assert commands == [emit, Finish(FinishReason.STOP)]
         elif not self.num_left:
             assert commands == [emit, Finish(FinishReason.LENGTH)]
         else:
-            assert commands == [emit, Propose(self.num_left - 1)]
+            assert commands == [emit, Propose(len(self.text), self.num_left - 1)]
         self.state = "idle" if isinstance(commands[1], Finish) else "drafting"
 
     @precondition(lambda self: self.state == "drafting")
@@ -162,13 +192,13 @@ class SessionMachine(RuleBasedStateMachine):
             token = (target(above) + (kind == "wrong")) % VOCABULARY
             texts.append((*above, token))
             proposed.append(DraftNode(parent, token, 0.5))
-        [wave] = self.session.handle(Drafted(proposed))
+        [wave] = self.session.handle(Drafted(proposed, len(self.text)), 0.0)
         assert isinstance(wave, SendWave)
         assert wave.start == wave.nodes[0].id
         assert wave.nodes[0].parent == wave.commit
         assert self.texts[wave.commit] == tuple(self.text[:-1])
         assert wave.nodes[0].token == self.text[-1], "the pending token comes first"
-        self.state, self.is_pending = "answering", False
+        self.state, self.num_pending, self.num_restored, self.num_sent = "answering", 0, 1, len(proposed)
         self.send([wave])
         assert [self.texts[node.id] for node in wave.nodes[1:]] == texts
 
@@ -176,29 +206,32 @@ class SessionMachine(RuleBasedStateMachine):
     def stop(self, really: int) -> None:
         if really:
             return  # else hardly an answer would come to its own end
-        commands = self.session.handle(StopAsked())
+        commands = self.session.handle(StopAsked(), 0.0)
         if self.state == "drafting":
             assert commands == [Finish(FinishReason.CANCELLED)]
-            assert self.is_pending
+            assert self.num_pending == 1
             self.state = "idle"
+        elif self.outstanding and not self.is_stopping:
+            assert commands == [CancelWaves(self.outstanding[0].wave, self.outstanding[-1].wave)]
+            self.is_stopping = True
         else:
             assert commands == []
-            self.is_stopping = True
 
     @rule()
     def what_can_not_happen_now_changes_nothing(self) -> None:
         if self.state != "idle":
             with pytest.raises(IllegalEvent, match="Asked while"):
-                self.session.handle(Asked((1,), 1))
-        if self.state != "drafting":
-            with pytest.raises(IllegalEvent, match="Drafted while"):
-                self.session.handle(Drafted(()))
+                self.session.handle(Asked((1,), 1), 0.0)
+        assert self.session.handle(Drafted((), len(self.text) + 1), 0.0) == []
+        assert self.session.handle(Dropped(1, 7), 0.0) == []
 
     # --- what always holds
 
     def send(self, commands: list[Command]) -> None:
         for command in commands:
             assert isinstance(command, SendWave)
+            assert command.rewind or not self.must_rewind
+            self.must_rewind = False
             self.hold(command)
 
     @invariant()

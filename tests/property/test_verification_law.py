@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 
+import numpy as np
 import pytest
 
+from peer.plan import Walk
 from peer.verification import walk
 from routing.tree import Node, TokenTree
 
@@ -36,6 +38,14 @@ def trees(num_nodes: int) -> Iterator[tuple[Node, ...]]:
                 yield nodes
 
 
+def walk_of_rows(tree: TokenTree, start: int, draw: Callable[[int, int], int]) -> Walk:
+    """The walk over a plan's arrays, whose rows are the tree's nodes."""
+    nodes = tree.open_nodes
+    ids, parents, tokens = np.array([(node.id, node.parent, node.token) for node in nodes], np.int64).T
+    assert ids[0] == start
+    return walk(ids, parents, tokens, lambda row: draw(nodes[row].id, tree.depth(nodes[row].id)))
+
+
 def outcomes(nodes: tuple[Node, ...]) -> dict[Text, float]:
     """The probability of each text of LENGTH tokens: one verified round, then the target alone."""
     tree = TokenTree()
@@ -58,7 +68,7 @@ def outcomes(nodes: tuple[Node, ...]) -> dict[Text, float]:
             return drawn[-1]
 
         try:
-            result = walk(tree, 1, draw)
+            result = walk_of_rows(tree, 1, draw)
         except _Undecided:
             pending += [((*script, t), probability * target(script)[t]) for t in VOCABULARY]
             continue

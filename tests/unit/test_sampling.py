@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer.sampling import gumbel_noise, kept_tokens, sample
+from peer.sampling import kept_tokens, sample, uniform_noise
 from routing.domain import SamplingParams
 
 LOGITS = np.log(np.array([0.4, 0.1, 0.3, 0.2], dtype=np.float32))
@@ -36,9 +36,9 @@ def test_equal_logits_keep_exactly_k() -> None:
 
 
 def test_noise_is_keyed_by_seed_and_position_alone() -> None:
-    assert np.array_equal(gumbel_noise(5, 9, 100), gumbel_noise(5, 9, 100))
-    assert not np.array_equal(gumbel_noise(5, 9, 100), gumbel_noise(5, 10, 100))
-    assert not np.array_equal(gumbel_noise(5, 9, 100), gumbel_noise(6, 9, 100))
+    assert np.array_equal(uniform_noise(5, 9, 100), uniform_noise(5, 9, 100))
+    assert not np.array_equal(uniform_noise(5, 9, 100), uniform_noise(5, 10, 100))
+    assert not np.array_equal(uniform_noise(5, 9, 100), uniform_noise(6, 9, 100))
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:

@@ -1,0 +1,1 @@
+"""What runs passes: each engine fulfils ``peer.plan.Engine``."""
