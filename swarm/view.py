@@ -28,7 +28,7 @@ FRESH_SECONDS = 30.0
 """Records and pings that are older are asked for again."""
 GRACE_SECONDS = 0.3
 """For those who have not answered yet when enough others have; at least: it grows with the round trips of those."""
-MAX_TRIES = 8
+MAX_TRIES = 24
 
 
 @dataclass(frozen=True, slots=True)
