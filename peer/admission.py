@@ -110,20 +110,24 @@ def check_wave(wave: Wave, served: Served, span: Span) -> None:
         Refused: it could not; the text says why.
     """
     reserved = {
-        "waves in flight": wave.if_tip,
-        "replays": wave.last_hop,
+        "waves in flight": wave.if_tip is not None,
+        "replays": wave.last_hop is not None,
         "draft weights": wave.weights,
         "digests of rows": wave.digest,
         "rows of some nodes only": wave.rows is not None and wave.rows.present,
     }
     if name := next((name for name, value in reserved.items() if value), ""):
         raise Refused("unsupported", f"{name}: not in this version")
+    if not wave.nodes and not wave.is_last_part:
+        raise Refused("bad-wave", "a part that has no nodes, and more to come")
     highest = max((token for _, _, token in wave.nodes), default=0)
     if highest >= served.vocab_size:
         raise Refused("bad-wave", f"token {highest} is not in the model's vocabulary of {served.vocab_size}")
-    if span.start == 0 or not wave.nodes:
-        return
     rows, num_rows, width = wave.rows, len(wave.nodes), served.hidden_size
+    if span.start == 0 or not wave.nodes:
+        if rows is not None:
+            raise Refused("bad-wave", f"the wave needs no rows, it has {rows.num_rows}")
+        return
     if rows is None or rows.dtype not in ELEMENT_BYTES or (rows.num_rows, rows.width) != (num_rows, width):
         got = "none" if rows is None else f"{rows.num_rows} x {rows.width} {rows.dtype[:20]}"
         raise Refused("bad-wave", f"the wave needs {num_rows} rows of width {width}, it has {got}")

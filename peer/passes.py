@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from itertools import repeat
 
 from peer.hop_events import PassDone
 from peer.plan import Outcome, PassPart, PassPlan
@@ -68,12 +67,17 @@ class Passes:
         """The pass has ended: for each of its seats the wave, and what came of it or why nothing did."""
         running, self._running = self._running, []
         num_rows = sum(len(part) for _, _, part in running)
-        if event.failure is None:
+        failed, outcomes = event.failure, event.outcomes
+        if failed is None and len(outcomes) != len(running):
+            failed = f"the engine gave {len(outcomes)} outcomes for {len(running)} parts"
+        if failed is None:
             self._scheduler.cost.observe(num_rows, event.seconds)
+        else:
+            outcomes = [Outcome(failure=failed)] * len(running)
         results: list[tuple[Seat, int, Computed | str]] = []
-        for (seat, queued, part), outcome in zip(running, event.outcomes or repeat(Outcome()), strict=False):
+        for (seat, queued, part), outcome in zip(running, outcomes, strict=True):
             seat.is_computing = False
-            failure = event.failure or outcome.failure
+            failure = outcome.failure
             timing = Timing(num_rows, max(0.0, self._began - queued.arrived), event.seconds)
             result = (queued, len(part), outcome, timing) if failure is None else failure
             results.append((seat, queued.wave.wave, result))

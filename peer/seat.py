@@ -27,21 +27,21 @@ class Queued:
         wave: as it came.
         arrived: when.
         num_taken: nodes that passes have computed already.
+        num_verified: the last nodes, which must be computed together.
     """
 
     wave: Wave
     arrived: float
     num_taken: int = 0
+    num_verified: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_verified = _num_verified(self.wave)
 
     @property
     def num_left(self) -> int:
         """Nodes that no pass has computed yet."""
         return len(self.wave.nodes) - self.num_taken
-
-    @property
-    def num_verified(self) -> int:
-        """The last nodes that must be computed together."""
-        return _num_verified(self.wave)
 
 
 @dataclass(slots=True, eq=False)
@@ -96,7 +96,6 @@ class Seat:
     answers: dict[int, Message] = field(default_factory=dict)
     cancelled: tuple[int, int] = (0, 0)
     is_computing: bool = False
-    _num_waiting_nodes: int = 0
     _taken_bytes: int = 0  # of waves, since the Open
     _used_bytes: int = 0  # of them, those that do not wait any more
     _told_bytes: int = 0  # that the hop before may send
@@ -124,6 +123,8 @@ class Seat:
             return "bad-wave", f"the walk is to start at node {wave.start}, which is not in the wave"
         if _num_verified(wave) > MAX_VERIFIED_NODES:
             return "bad-wave", f"more than {MAX_VERIFIED_NODES} nodes are to be verified at once"
+        if wave.first_row + len(ids) > self.num_granted:
+            return "bad-wave", f"the wave is longer than the {self.num_granted} tokens that its session was granted"
         if self.waiting and wave.wave - self.waiting[0].wave.wave >= MAX_WAVES_OUTSTANDING:
             return "out-of-order", f"wave {wave.wave} while {self.waiting[0].wave.wave} waits: too many at once"
         if self._taken_bytes + credit_of(wave) > self._told_bytes:
@@ -133,7 +134,6 @@ class Seat:
     def take(self, wave: Wave, now: float) -> None:
         """Queue a wave that nothing speaks against."""
         self._taken_bytes += credit_of(wave)
-        self._num_waiting_nodes += len(wave.nodes)
         self.waiting.append(Queued(wave, now))
         if wave.is_last_part:
             self.num_received, self.next_part = wave.wave, 0
@@ -152,7 +152,7 @@ class Seat:
         """These waves are not wanted any more, as far as they were not computed."""
         last = min(last, first + MAX_WAVES_OUTSTANDING - 1)
         before = self.cancelled
-        touches = before[0] <= last and first <= before[1]
+        touches = before[0] <= last + 1 and first <= before[1] + 1
         self.cancelled = (min(first, before[0]), max(last, before[1])) if touches else (first, last)
 
     def is_cancelled(self, wave: int) -> bool:
@@ -182,7 +182,6 @@ class Seat:
             self.tree.add(Node(*entry))
         ids, parents, tokens = np.array(entries, np.int64).reshape(-1, 3).T
         queued.num_taken = end
-        self._num_waiting_nodes -= num_rows
         start = np.flatnonzero(ids == wave.start) if wave.start else ids[:0]
         return PassPart(
             cache=self.cache,
@@ -267,7 +266,6 @@ class Seat:
         while self.waiting and not self.is_computing and self._is_dead(self.waiting[0].wave):
             queued = self.waiting[0]
             wave = queued.wave
-            self._num_waiting_nodes -= queued.num_left
             self._leave_queue(queued)
             if not wave.is_last_part:
                 continue
@@ -300,8 +298,6 @@ class Seat:
     def check(self) -> None:
         """Raise AssertionError unless what must always hold does."""
         facts = {
-            "the nodes that wait are counted": sum(queued.num_left for queued in self.waiting)
-            == self._num_waiting_nodes,
             "nobody takes more than was granted": self._used_bytes <= self._taken_bytes <= self._told_bytes,
             "nobody grants more than a window": self._told_bytes <= self._used_bytes + self.window,
             "nothing is sent without credit": self._sent_bytes <= self._allowed_bytes,
