@@ -38,7 +38,8 @@ from peer.scheduler import CostModel, Scheduler
 from peer.server import Server
 from peer.spans import SpanModel
 from routing.domain import ModelId, PeerRecord, PeerState, Span
-from routing.errors import ConfigError, SwarmError
+from routing.errors import ConfigError, PeerError, SwarmError
+from routing.handshake import dial
 from routing.identity import Identity
 from routing.messages import PROTOCOL_VERSION
 from routing.p2p.directory import get_dht_time
@@ -50,6 +51,9 @@ log = logging.getLogger(__name__)
 
 RECORD_SECONDS = 300.0
 RENEW_SECONDS = 60.0
+GREETING_SECONDS = 3.0
+MAX_GREETED = 64
+"""Peers that one who joins greets, to know which blocks are really served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,7 @@ class ServingPeer:
         try:
             span = settings.span
             if span is None:
-                served = [record.span for record in await p2p.lookup(model.name) if record.model == model]
+                served = await _served_now(p2p, [r for r in await p2p.lookup(model.name) if r.model == model])
                 span = worst_covered(served, whole.end, num_blocks_that_fit(checkpoint, max_bytes, element_bytes))
                 progress(f"serving the blocks {span} of {whole.end}: those that the swarm needs most")
             num_kv_tokens = kv_tokens_that_fit(checkpoint, span, max_bytes, element_bytes)
@@ -248,6 +252,21 @@ class ServingPeer:
             expiry=max(get_dht_time() + RECORD_SECONDS, self._record.expiry + 0.001),
         )
         await self.p2p.publish(self._record)
+
+
+async def _served_now(p2p: P2PNode, records: Sequence[PeerRecord]) -> list[Span]:
+    """The spans of those peers that are there: a record outlives a peer that was killed by minutes."""
+
+    async def span_of(record: PeerRecord) -> Span | None:
+        try:
+            stream = await dial(p2p, record.peer, record.addresses, GREETING_SECONDS)
+        except PeerError:
+            return None
+        await stream.close()
+        return record.span
+
+    spans = await asyncio.gather(*map(span_of, records[:MAX_GREETED]))
+    return [span for span in spans if span is not None] + [record.span for record in records[MAX_GREETED:]]
 
 
 def _device(name: str) -> torch.device:

@@ -249,8 +249,12 @@ class SwarmView:
         """The records, unless they are fresh."""
         now = asyncio.get_running_loop().time()
         if self._read_at is None or now - self._read_at > FRESH_SECONDS:
-            self._records = await self._directory.lookup(self.model.name)
-            self._read_at = now
+            self._take(await self._directory.lookup(self.model.name), now)
+
+    def _take(self, records: list[PeerRecord], now: float) -> None:
+        self._records, self._read_at = records, now
+        there = {record.peer for record in records}
+        self._seen = {peer: seen for peer, seen in self._seen.items() if peer in there}
 
     def _keep_fresh(self) -> None:
         if self._refreshing is None or self._refreshing.done():
@@ -262,8 +266,7 @@ class SwarmView:
         while True:
             await asyncio.sleep(FRESH_SECONDS * 0.9)
             try:
-                self._records = await self._directory.lookup(self.model.name)
-                self._read_at = clock()
+                self._take(await self._directory.lookup(self.model.name), clock())
                 variant = self._choose(())
             except SwarmError as error:
                 log.info("%s", error)

@@ -14,15 +14,18 @@ from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.p2p import PeerID
 
-from routing.domain import ModelId, PeerState
+from peer.node import _served_now
+from routing.domain import ModelId, PeerState, Span
 from routing.errors import ConfigError, SwarmError
+from routing.handshake import welcome
 from routing.identity import Identity
 from routing.p2p.node import P2PNode
 from routing.record_rules import key_id, model_key, models_key
 from routing.records import sign_record
+from routing.streams import MessageStream
 from routing.transport import Directory
 from tests.e2e.nodes import GUARD_SECONDS, NodeFactory, dead_address, record_by
-from tests.peer_records import MODEL
+from tests.peer_records import MODEL, record_of
 
 pytestmark = [
     pytest.mark.filterwarnings("error::ResourceWarning"),
@@ -167,3 +170,13 @@ async def test_what_is_no_address_is_refused_before_anything_starts(start: NodeF
 async def test_an_announced_address_is_the_one_that_others_get(start: NodeFactory) -> None:
     node = await start(announce=["/dns4/example.org/tcp/4001"])
     assert node.join_addresses == (f"/dns4/example.org/tcp/4001/p2p/{node.peer_id}",)
+
+
+async def test_who_joins_counts_the_blocks_only_of_peers_that_are_there(start: NodeFactory) -> None:
+    async def greet(stream: MessageStream) -> None:
+        await welcome(stream)
+
+    living, newcomer = await start(), await start()
+    await living.serve(greet)
+    killed = record_of(Identity.generate().peer_id, addresses=("/ip4/127.0.0.1/tcp/1",), span=Span(0, 2))
+    assert await _served_now(newcomer, [killed, record_by(living, span=Span(1, 3))]) == [Span(1, 3)]
