@@ -149,20 +149,6 @@ class TokenTree:
         """The open nodes right below a node."""
         return (child for child in self._open.values() if child.parent == node)
 
-    def ancestor_mask(self) -> NDArray[np.bool_]:
-        """Who is above whom: bool [n, n] over the n open nodes in order, true where the column is the row or above it.
-
-        The committed path is above all of them and is left out.
-        """
-        mask = np.zeros((len(self._open), len(self._open)), dtype=np.bool_)
-        row_of: dict[int, int] = {}
-        for row, node in enumerate(self._open.values()):
-            if node.parent in row_of:
-                mask[row] = mask[row_of[node.parent]]
-            mask[row, row] = True
-            row_of[node.id] = row
-        return mask
-
     def commit(self, node: int) -> list[int]:
         """Make the node the tip: keep the path to it and what hangs below it, drop the rest.
 

@@ -10,7 +10,6 @@ import msgspec
 from routing.domain import Hop, PeerId, Route, SamplingParams, SessionId, Span
 from routing.errors import WireError
 from routing.messages import LAST_KIND, PROTOCOL_VERSION, HopEntry, Known, Message, Open, Unknown, Wave
-from routing.tree import Node
 from routing.wire_types import MAX_MESSAGE_BYTES
 
 NODE_BYTES = 24
@@ -121,8 +120,3 @@ def sampling_of(message: Open) -> SamplingParams:
         return SamplingParams(**message.sampling)  # type: ignore[arg-type]
     except ValueError as error:
         raise WireError(str(error)) from None
-
-
-def nodes_of(message: Wave) -> tuple[Node, ...]:
-    """The nodes in a wave."""
-    return tuple(Node(*entry) for entry in message.nodes)

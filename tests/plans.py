@@ -33,9 +33,6 @@ class PlannedSession:
         kept += [slot_of[node.id] for node in self.tree.open_nodes]
         for node in nodes:
             self.tree.add(node)
-        num_open = len(self.tree.open_nodes)
-        sees = self.tree.ancestor_mask()[num_open - len(nodes) :]
-        is_chain = np.array_equal(sees, np.tri(len(nodes), num_open, num_open - len(nodes), dtype=np.bool_))
         ids = [node.id for node in nodes]
         return PassPart(
             cache=self.cache,
@@ -48,7 +45,7 @@ class PlannedSession:
             parents=np.array([node.parent for node in nodes], np.int64),
             tokens=np.array([node.token for node in nodes], np.int64),
             open_positions=np.array([self.tree.position(node.id) for node in self.tree.open_nodes], np.int64),
-            sees=None if is_chain else sees,
+            sees=self.tree.sees(len(nodes)),
             verify_from=ids.index(start) if start else None,
             rows=rows,
         )

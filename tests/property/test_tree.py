@@ -74,7 +74,13 @@ class TreeMachine(RuleBasedStateMachine):
                 assert {child.id for child in self.tree.children(node)} == children
         opened = [node for node in alive if node != tip]
         expected = [[column in self.paths[row] for column in opened] for row in opened]
-        assert self.tree.ancestor_mask().tolist() == expected
+        for num_last in range(len(opened) + 1):
+            last = expected[len(opened) - num_last :]
+            sees = self.tree.sees(num_last)
+            all_before = [
+                [column <= len(opened) - num_last + row for column in range(len(opened))] for row in range(num_last)
+            ]
+            assert sees is None if last == all_before else sees is not None and sees.tolist() == last
 
 
 TestTree = TreeMachine.TestCase
