@@ -76,7 +76,8 @@ def admit(message: Open, served: Served) -> Admitted:
     if len({entry.peer for entry in route.hops}) < len(route):
         raise Refused("malformed", "a peer is in the route twice")
     if not served.span.covers(hop.span) or route.num_blocks != served.num_blocks:
-        raise Refused("wrong-span", f"this peer serves the blocks {served.span}, not {hop.span}")
+        text = f"this peer serves the blocks {served.span} of {served.num_blocks}, not {hop.span} of {route.num_blocks}"
+        raise Refused("wrong-span", text)
     if message.weights_class not in ("", served.weights_class):
         text = f"this peer's weights are {served.weights_class}, not {message.weights_class}"
         raise Refused("wrong-weights", text)

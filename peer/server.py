@@ -161,6 +161,8 @@ class Server:
             case Renew() | Replay() | Leaving() | Handover() | Fetch() | Part():
                 text = f"{type(message).__name__} is not in this version"
                 stream.send(Fault("unsupported", text, session_of(message)))
+            case Fault() if message.code == "unsupported":
+                log.info("peer %s: %s", short(stream.remote), message.text)
             case _:
                 raise WireError(f"a peer takes no {type(message).__name__}")
 

@@ -131,6 +131,8 @@ class Link:
                 listener = self._listeners.get(session_of(message), self._listeners.get(b""))
                 if listener is not None:
                     listener(self.peer, message)
+            case Ping():
+                self._stream.send(Pong(message.nonce, "", 0, 0, 0, 0))  # nothing is served at this end
             case Leaving():
                 return  # nothing hangs on it yet: who is gone is noticed
             case Unknown():

@@ -5,6 +5,8 @@ Everything comes from strangers: what does not fit the limits that ``routing.mes
 
 from __future__ import annotations
 
+from typing import get_args
+
 import msgspec
 
 from routing.domain import Hop, PeerId, Route, SamplingParams, SessionId, Span
@@ -16,16 +18,28 @@ NODE_BYTES = 24
 """What a node counts for credit."""
 
 _encoder = msgspec.msgpack.Encoder()
+_FIELDS = {
+    kind: (
+        tuple(field.name for field in msgspec.structs.fields(kind)),
+        tuple({} if field.default_factory is dict else field.default for field in msgspec.structs.fields(kind)),
+    )
+    for kind in get_args(Known)
+}
+"""Of each message the names of its fields, and their defaults, which nothing equals where there is none."""
 _decoder: msgspec.msgpack.Decoder[Known] = msgspec.msgpack.Decoder(Known)
 
 
 def encode(message: Message) -> bytes:
-    """A message as bytes.
+    """A message as bytes; fields at its end that have their default are left out.
 
     Raises:
         WireError: it is larger than ``MAX_MESSAGE_BYTES``.
     """
-    data = _encoder.encode(message)
+    names, defaults = _FIELDS[type(message)]
+    values = [getattr(message, name) for name in names]
+    while values and values[-1] == defaults[len(values) - 1]:
+        values.pop()
+    data = _encoder.encode([message.__struct_config__.tag, *values])
     if len(data) > MAX_MESSAGE_BYTES:
         raise WireError(f"a message of {len(data)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
     return data

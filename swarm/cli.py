@@ -9,6 +9,7 @@ import typer
 
 from routing.version import __version__
 from swarm.commands.options import (
+    MAX_DELAY_MS,
     Announce,
     CacheDir,
     Delay,
@@ -205,7 +206,9 @@ def status(
 def demo(
     prompt: Annotated[str | None, typer.Option(help="The question. Default: to rewrite a short function.")] = None,
     max_tokens: MaxTokens = 64,
-    delay_ms: Annotated[float, typer.Option("--delay-ms", help="One way, on every link.", min=0.0)] = 50.0,
+    delay_ms: Annotated[
+        float, typer.Option("--delay-ms", help="One way, on every link.", min=0.0, max=MAX_DELAY_MS)
+    ] = 50.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     cache_dir: CacheDir = None,
     verbose: Verbose = False,

@@ -9,6 +9,8 @@ import typer
 
 from swarm.models import EMBEDDED
 
+MAX_DELAY_MS = 60_000.0
+
 Model = Annotated[
     str,
     typer.Argument(help=f"The embedded model ({EMBEDDED}), a folder of safetensors, or a .gguf file.", metavar="MODEL"),
@@ -44,7 +46,10 @@ SpeculationText = Annotated[
     str, typer.Option("--speculation", help="auto: as far as it pays; off; or a number of drafts to send each round.")
 ]
 Delay = Annotated[
-    float, typer.Option("--delay-ms", help="Hold back all that is sent for so long, as a long line would.", min=0.0)
+    float,
+    typer.Option(
+        "--delay-ms", help="Hold back all that is sent for so long, as a long line would.", min=0.0, max=MAX_DELAY_MS
+    ),
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Of the answer, at most.", min=1)]
 ShowStats = Annotated[bool, typer.Option("--stats", help="Say on standard error what the answer took.")]

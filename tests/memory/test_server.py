@@ -19,6 +19,7 @@ from routing.handshake import dial
 from routing.messages import (
     Cancel,
     Done,
+    Fault,
     Stale,
     Timing,
     Verdict,
@@ -187,6 +188,7 @@ async def test_a_kind_that_is_not_known_is_refused_by_name_and_the_stream_lives(
             fault = await hand.hear_fault(0)
             assert fault.code == "unsupported"
             assert type(message).__name__ in fault.text
+        hand.streams[0].send(Fault("unsupported", "messages of kind 9 are not in this version"))
         await hand.open()
 
 

@@ -21,7 +21,8 @@ from routing.errors import (
 from routing.handshake import check_hello, dial, welcome
 from routing.identity import Identity
 from routing.in_memory import MemoryNetwork, MemoryTransport
-from routing.messages import Bye, Fault, Hello, Ping, Pong, Ready
+from routing.links import Links
+from routing.messages import Bye, Fault, Hello, Message, Ping, Pong, Ready
 from routing.streams import MESSAGES_A_TURN, MessageStream
 
 A, B = Identity(bytes([1] * 32)), Identity(bytes([2] * 32))
@@ -299,3 +300,28 @@ async def test_close_sends_what_waits_and_then_a_goodbye_once() -> None:
     assert line.written.count(bytes([0x91, 15])) == 1
     assert Bye() == Bye()
     await received.close()
+
+
+async def test_a_link_answers_a_ping_and_what_it_does_not_know_and_lives() -> None:
+    said: list[Message] = []
+
+    async def curious(stream: MessageStream) -> None:
+        await welcome(stream)
+        stream.send(Ping(7))
+        await asyncio.sleep(1)
+        data = bytes([0x92, 99, 0xC4, 16]) + bytes(16)
+        stream._writer.write((0).to_bytes(4, "big") + len(data).to_bytes(4, "big") + data)
+        while True:
+            said.append(await stream.receive())
+
+    a, b = await pair(curious)
+    links = Links(a)
+    link = await links.get(B.peer_id, ())
+    await asyncio.sleep(5)
+    assert link.is_open
+    assert [type(message).__name__ for message in said] == ["Pong", "Fault"]
+    assert isinstance(said[1], Fault)
+    assert (said[1].code, said[1].session) == ("unsupported", bytes(16))
+    await links.close()
+    await a.close()
+    await b.close()

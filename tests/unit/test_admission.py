@@ -51,7 +51,7 @@ def route(*hops: tuple[str, int, int]) -> tuple[HopEntry, ...]:
         ({"route": route(("a", 0, 2), ("b", 3, 4), (PEERS[2], 4, 6))}, "malformed", "go on at block 2, not at 3"),
         ({"route": route(("a", 0, 2), ("b", 2, 2), (PEERS[2], 4, 6))}, "malformed", "span 2:2 has no blocks"),
         ({"route": route(("a", 0, 2), ("a", 2, 4), (PEERS[2], 4, 6))}, "malformed", "a peer is in the route twice"),
-        ({"route": route(("a", 0, 2), ("b", 2, 3), (PEERS[2], 3, 6))}, "wrong-span", "blocks 4:6, not 3:6"),
+        ({"route": route(("a", 0, 2), ("b", 2, 3), (PEERS[2], 3, 6))}, "wrong-span", "blocks 4:6 of 6, not 3:6 of 6"),
         ({"route": route(("a", 0, 2), ("b", 2, 4), (PEERS[2], 4, 5))}, "wrong-span", "this peer serves the blocks 4:6"),
         ({"num_kv_tokens": 0}, "too-long", "0 tokens are more than all the 800 that this model's positions allow"),
         ({"num_kv_tokens": 801}, "too-long", "801 tokens are more than all the 800 that this model's positions allow"),
